@@ -1,0 +1,1 @@
+"""The demonstration weights: procedural scenes, training, measurement and the shipped files."""

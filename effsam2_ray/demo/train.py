@@ -1,0 +1,193 @@
+"""Training of the demo weights: two processes of one thread each, resumable after a kill at any time."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from effsam2_ray.demo.objective import Taught, batch_loss
+from effsam2_ray.demo.optimization import Optimizers, initialize, learning_rate, trainable_parameters
+from effsam2_ray.demo.scene_pool import ScenePool
+from effsam2_ray.model.build import build_model, load_config
+from effsam2_ray.model.small_sam2 import SmallSAM2
+
+DEMO_CONFIG = resources.files("effsam2_ray.demo") / "sam2_demo.yaml"
+
+EMA_DECAY = 0.995
+# Until here every mask is pulled to the target, so that none is left behind; then mostly the best one.
+EARLY_STEPS = 200
+SAVE_EVERY_S = 60.0
+LOG_EVERY_STEPS = 20
+# Two processes on two quiet cores; --minutes is turned into steps with these.
+STEPS_A_MINUTE_256 = 90.0
+STEPS_A_MINUTE_512 = 40.0
+FINE_TUNE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training at one picture size.
+
+    Attributes:
+        image_size: side of the pictures, pixels.
+        num_steps: length of the phase.
+        num_images, num_prompts: pictures a process and step, and prompts a picture.
+        num_scenes: size of the pool of scenes.
+        peak: highest learning rate, as a multiple of the base rates.
+        warmup_steps: linear rise at the start.
+        flat_share: share of the steps before the rate falls (cosine to zero).
+    """
+
+    image_size: int
+    num_steps: int
+    num_images: int
+    num_prompts: int
+    num_scenes: int
+    peak: float
+    warmup_steps: int
+    flat_share: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train: the phases in their order, the seed and the number of processes."""
+
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    num_processes: int = 2
+
+
+def make_plan(steps: int, fine_tune_steps: int, *, num_scenes: int = 8000, seed: int = 0, num_processes: int = 2) -> Plan:
+    """Return the plan: `steps` at 256 px, then `fine_tune_steps` at 512 px."""
+    main = Phase(256, steps, 4, 8, num_scenes, peak=1.0, warmup_steps=150, flat_share=0.5)
+    fine = Phase(512, fine_tune_steps, 2, 8, max(1, num_scenes // 5), peak=0.4, warmup_steps=20, flat_share=0.2)
+    return Plan((main, fine), seed, num_processes)
+
+
+def steps_for(minutes: float) -> tuple[int, int]:
+    """Return (steps at 256 px, steps at 512 px) that take about this many minutes on two quiet cores."""
+    fine_tune = minutes * FINE_TUNE_SHARE
+    return round((minutes - fine_tune) * STEPS_A_MINUTE_256), round(fine_tune * STEPS_A_MINUTE_512)
+
+
+def train(plan: Plan, work_dir: Path) -> None:
+    """Train, or go on from the checkpoint in `work_dir`, until the plan's end.
+
+    A checkpoint made under another plan is continued under this one: its phase and step are kept, so that a longer or
+    shorter plan moves the point where the learning rate falls.
+
+    Args:
+        plan: what to train.
+        work_dir: holds the scene pools and `checkpoint.pt`; made if missing.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    meeting_point = work_dir / f"processes.{os.getpid()}"
+    torch.multiprocessing.spawn(_train_process, (plan, work_dir, meeting_point), nprocs=plan.num_processes)  # type: ignore[attr-defined]
+    meeting_point.unlink(missing_ok=True)
+
+
+def export(work_dir: Path, destination: Path) -> None:
+    """Write the averaged weights of the checkpoint as `{"model": state_dict}` in half precision, atomically."""
+    averaged = torch.load(work_dir / "checkpoint.pt", map_location="cpu", weights_only=True)["averaged"]
+    _save({"model": {name: value.half() for name, value in averaged.items()}}, destination)
+
+
+def _train_process(rank: int, plan: Plan, work_dir: Path, meeting_point: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=plan.num_processes)
+    torch.manual_seed(plan.seed)
+    model = build_model(load_config(str(DEMO_CONFIG)))
+    assert isinstance(model, SmallSAM2)
+    initialize(model)
+    state = _State(model, plan, work_dir / "checkpoint.pt")
+    state.restore()
+    taught = Taught.wrap(model.train())
+    for index in range(state.phase, len(plan.phases)):
+        phase = plan.phases[index]
+        if index > state.phase:
+            state.phase, state.phase_step = index, 0
+        _run_phase(rank, plan, phase, taught, state, ScenePool(work_dir / "scenes", phase.image_size, phase.num_scenes))
+    if rank == 0:
+        state.save()
+    dist.destroy_process_group()
+
+
+def _run_phase(rank: int, plan: Plan, phase: Phase, taught: Taught, state: _State, pool: ScenePool) -> None:
+    taught.model.set_image_size(phase.image_size)
+    started, first_step, saved = time.monotonic(), state.phase_step, time.monotonic()
+    recent: list[dict[str, float]] = []
+    while state.phase_step < phase.num_steps:
+        rng = np.random.default_rng([plan.seed, state.phase, state.phase_step, rank])
+        batch = pool.batch(rng, phase.num_images, phase.num_prompts)
+        early = state.phase == 0 and state.phase_step < EARLY_STEPS
+        rate = learning_rate(state.phase_step, phase.num_steps, phase.warmup_steps, phase.flat_share) * phase.peak
+        loss, figures = batch_loss(taught, batch, mean_mask_weight=0.5 if early else 0.1)
+        loss.backward()
+        state.optimizers.step(rate)
+        state.average()
+        state.phase_step += 1
+        recent.append(figures)
+        if rank == 0 and state.phase_step % LOG_EVERY_STEPS == 0:
+            pace = 60 * (state.phase_step - first_step) / (time.monotonic() - started)
+            means = " ".join(f"{name} {np.mean([f[name] for f in recent]):.3f}" for name in figures)
+            print(f"{phase.image_size} px step {state.phase_step}/{phase.num_steps} rate {rate:.3f} {means} "
+                  f"{pace:.1f} steps/min", flush=True)  # fmt: skip
+            recent = []
+        if rank == 0 and time.monotonic() - saved > SAVE_EVERY_S:
+            state.save()
+            saved = time.monotonic()
+
+
+class _State:
+    """Everything that a checkpoint holds."""
+
+    def __init__(self, model: SmallSAM2, plan: Plan, path: Path) -> None:
+        self.model = model
+        self.path = path
+        self.optimizers = Optimizers(trainable_parameters(model))
+        self.averaged = {name: value.clone() for name, value in model.state_dict().items()}
+        self.phase = 0
+        self.phase_step = 0
+
+    def average(self) -> None:
+        """Move the running average of the weights towards the weights; quicker at the start."""
+        decay = min(EMA_DECAY, (self.phase_step + 1) / (self.phase_step + 10)) if self.phase == 0 else EMA_DECAY
+        current = self.model.state_dict()
+        pairs = [(self.averaged[name], value) for name, value in current.items()]
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+
+    def save(self) -> None:
+        _save(
+            {
+                "model": self.model.state_dict(),
+                "averaged": self.averaged,
+                "optimizers": self.optimizers.state_dict(),
+                "phase": self.phase,
+                "phase_step": self.phase_step,
+            },
+            self.path,
+        )
+
+    def restore(self) -> None:
+        if not self.path.exists():
+            return
+        saved: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.averaged = saved["averaged"]
+        self.optimizers.load_state_dict(saved["optimizers"])
+        self.phase, self.phase_step = saved["phase"], saved["phase_step"]
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""INPUT strings -> frozen work list of units; unit -> encoded images."""

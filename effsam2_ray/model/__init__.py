@@ -1,0 +1,1 @@
+"""The segmentation models: the only package that imports sam2 or segment_anything."""

@@ -1,0 +1,96 @@
+"""Who is to blame when labelling a unit kills or hangs its process.
+
+While a unit is being labelled, `_meta/attempts/<unit>.json` says so. A segmenter that finds such a record knows that an
+earlier attempt did not end. Where that attempt's node and job are still alive, its process died; the unit is then
+redone image by image, each image noted before it is touched. An image that was alone when its process died
+`MAX_DEATHS` times is `crashed`; one that was alone when it overran its time is `timeout`. A lost node convicts nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from effsam2_ray.output import OutputFolder
+from effsam2_ray.storage import delete, exists, put_bytes, read_bytes
+
+MAX_DEATHS = 3
+
+
+@dataclass
+class Attempt:
+    """One unit's record, changed and stored as labelling goes on.
+
+    Attributes:
+        unit_id: the unit.
+        place: node and job that labels it now.
+        alone: whether images are labelled one by one.
+        current_uid: the image being labelled alone, None between images.
+        deaths: image_uid as text -> times that its process died while it was alone.
+        verdicts: image_uid as text -> `crashed` or `timeout`.
+    """
+
+    unit_id: str
+    place: dict[str, str]
+    alone: bool = False
+    current_uid: int | None = None
+    deaths: dict[str, int] = field(default_factory=dict)
+    verdicts: dict[str, str] = field(default_factory=dict)
+
+    def verdict(self, image_uid: int) -> str | None:
+        """Return `crashed`, `timeout`, or None for an image that has not been convicted."""
+        return self.verdicts.get(str(image_uid))
+
+
+class AttemptLog:
+    """The attempt records of one run.
+
+    Args:
+        output: the run's folder.
+        place: node and job of this process.
+        node_died: tells whether the process at an earlier place was taken down from outside.
+    """
+
+    def __init__(self, output: OutputFolder, place: dict[str, str], node_died: Callable[[dict[str, str]], bool]):
+        self._output = output
+        self._place = place
+        self._node_died = node_died
+
+    def begin(self, unit_id: str) -> Attempt:
+        """Return this attempt's record, stored, having drawn the conclusions from an earlier one."""
+        earlier = self._load(unit_id)
+        attempt = Attempt(unit_id, self._place)
+        if earlier is not None:
+            attempt.alone, attempt.deaths, attempt.verdicts = earlier.alone, earlier.deaths, earlier.verdicts
+            if not self._node_died(earlier.place):
+                attempt.alone = True
+                if earlier.alone and earlier.current_uid is not None:
+                    uid = str(earlier.current_uid)
+                    attempt.deaths[uid] = attempt.deaths.get(uid, 0) + 1
+                    if attempt.deaths[uid] >= MAX_DEATHS:
+                        attempt.verdicts.setdefault(uid, "crashed")
+        self.store(attempt)
+        return attempt
+
+    def store(self, attempt: Attempt) -> None:
+        """Put the record as it stands now."""
+        put_bytes(self._uri(attempt.unit_id), json.dumps(asdict(attempt)).encode(), self._output.storage_options)
+
+    def end(self, attempt: Attempt) -> None:
+        """Remove the record of a unit that was labelled to its end."""
+        delete(self._uri(attempt.unit_id), self._output.storage_options)
+
+    def _load(self, unit_id: str) -> Attempt | None:
+        uri, options = self._uri(unit_id), self._output.storage_options
+        if not exists(uri, options):
+            return None
+        try:
+            values: dict[str, Any] = json.loads(read_bytes(uri, options))
+            return Attempt(**values)
+        except (ValueError, TypeError):  # a record of another version tells nothing
+            return None
+
+    def _uri(self, unit_id: str) -> str:
+        return self._output.meta_uri(f"attempts/{unit_id}.json")

@@ -1,0 +1,77 @@
+"""Clustering on CPU actors that belong to one segmenter: made by it, on its node, gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from effsam2_ray.attention import CapturedHead
+from effsam2_ray.config import Config
+from effsam2_ray.labeller import FoundPrompts, find_prompts
+
+
+class ClusterActor:
+    """Finds the prompts of one picture at a time, on one thread."""
+
+    def __init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+
+    def find(self, captured: CapturedHead, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
+        """Return the prompts of one picture (`effsam2_ray.labeller.find_prompts`)."""
+        return find_prompts(captured, size_hw, config)
+
+    def ready(self) -> bool:
+        """Answer once the actor has started."""
+        return True
+
+
+class ClusterPool:
+    """The clustering actors of one segmenter, each given one picture at a time.
+
+    Their CPUs are part of the segmenter's own request, so they ask for none.
+
+    Args:
+        size: number of actors, 1 or more.
+        timeout_s: seconds that one picture may take; None never gives up.
+    """
+
+    def __init__(self, size: int, timeout_s: float | None):
+        self._timeout_s = timeout_s
+        self._actors = [self._start() for _ in range(size)]
+        ray.get([actor.ready.remote() for actor in self._actors])
+        self._free: asyncio.Queue[Any] | None = None
+
+    async def find(self, captured: CapturedHead, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
+        """Return the prompts of one picture.
+
+        Raises:
+            TimeoutError: the picture took too long; its actor was replaced.
+        """
+        if self._free is None:  # a queue belongs to the loop that first waits on it
+            self._free = asyncio.Queue()
+            for actor in self._actors:
+                self._free.put_nowait(actor)
+        actor = await self._free.get()
+        try:
+            found: FoundPrompts = await asyncio.wait_for(
+                asyncio.wrap_future(actor.find.remote(captured, size_hw, config).future()), self._timeout_s
+            )
+            return found
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            ray.kill(actor)
+            actor = self._start()
+            raise TimeoutError(f"clustering took more than {self._timeout_s:g} s") from error
+        finally:
+            self._free.put_nowait(actor)
+
+    @staticmethod
+    def _start() -> Any:
+        node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # A death is retried by Ray; a picture that kills three actors in a row fails alone.
+        options = {"num_cpus": 0, "scheduling_strategy": node, "max_restarts": -1, "max_task_retries": 3}
+        return ray.remote(ClusterActor).options(**options).remote()

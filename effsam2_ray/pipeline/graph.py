@@ -1,0 +1,78 @@
+"""The Ray graph: read a unit, segment it, merge and write it. One row is one unit from end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+
+from effsam2_ray.inputs.work_list import WorkList
+from effsam2_ray.pipeline.cluster import READER_CPUS, WRITER_CPUS, Layout
+from effsam2_ray.pipeline.payload import UnitTask, to_table
+from effsam2_ray.pipeline.reading import read_units
+from effsam2_ray.pipeline.segmenter import Segmenter, SegmenterSpec
+from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
+from effsam2_ray.storage import StorageOptions
+
+MAX_ACTOR_RESTARTS = 100
+"""Bound on restarts of one actor and on tries of one unit; an image that kills its process is convicted long before."""
+
+# A unit being labelled, the next one already there so that the two overlap, and one on its way.
+UNITS_AT_WORK = 2
+UNITS_IN_FLIGHT = 3
+
+NO_PROGRESS_LIMIT_S = -1  # off: waiting for capacity is no failure
+
+
+def run_graph(
+    tasks: Sequence[UnitTask],
+    work_list: WorkList,
+    layout: Layout,
+    segmenter: SegmenterSpec,
+    writer: WriterSpec,
+    storage_options: StorageOptions,
+) -> Iterator[dict[str, Any]]:
+    """Yield the summary of each unit once its part is written, in no particular order."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
+    restarts = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_ACTOR_RESTARTS}
+    summaries = (
+        ray.data.from_arrow([to_table(task) for task in tasks])
+        .map_batches(
+            read_units,
+            fn_args=(ray.put(work_list.to_bytes()), storage_options),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=READER_CPUS,
+        )
+        .map_batches(
+            Segmenter,
+            fn_constructor_args=(segmenter,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=layout.segmenter_cpus,
+            num_gpus=layout.segmenter_gpus or None,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=layout.segmenters[0],
+                max_size=layout.segmenters[1],
+                max_tasks_in_flight_per_actor=UNITS_IN_FLIGHT,
+                max_concurrent_calls_per_actor=UNITS_AT_WORK,
+            ),
+            **restarts,
+        )
+        .map_batches(
+            MergeWriter,
+            fn_constructor_args=(writer,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=WRITER_CPUS,
+            compute=ray.data.ActorPoolStrategy(min_size=layout.writers[0], max_size=layout.writers[1]),
+            **restarts,
+        )
+    )
+    for table in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from (json.loads(text) for text in table["summary"].to_pylist())

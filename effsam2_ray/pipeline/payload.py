@@ -1,0 +1,85 @@
+"""What travels between the stages: one row a unit, its content pickled by us and never by anyone else.
+
+A unit stays one row until its part is written, because Ray cuts blocks anew; encoded bytes and RLE are small.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+from effsam2_ray.inputs.reader import ImageRecord
+from effsam2_ray.results import ImageCandidates
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """One unit to do.
+
+    Attributes:
+        number: its position in the work list.
+        unit_id: its id, which names its part.
+        only: image_uids to take up again; None takes all.
+    """
+
+    number: int
+    unit_id: str
+    only: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class UnitImages:
+    """A unit after reading: one record an image, encoded bytes included."""
+
+    task: UnitTask
+    records: Sequence[ImageRecord]
+
+
+@dataclass(frozen=True)
+class ImageOutcome:
+    """One image after segmentation.
+
+    Attributes:
+        record: where it came from, without its bytes.
+        candidates: what was found; None unless `status` is `ok`.
+        status: `ok` or the reason of the failure.
+        error: the failure in words, "" for `ok`.
+        step: the step that failed, "" for `ok`.
+        attempts: how often it was tried.
+    """
+
+    record: ImageRecord
+    candidates: ImageCandidates | None
+    status: str = "ok"
+    error: str = ""
+    step: str = ""
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class UnitCandidates:
+    """A unit after segmentation: one outcome an image, in the unit's order."""
+
+    task: UnitTask
+    outcomes: Sequence[ImageOutcome]
+
+
+def to_table(value: object) -> pa.Table:
+    """Return a table of one row that holds `value`."""
+    return pa.table({"payload": pa.array([pickle.dumps(value, protocol=5)], pa.large_binary())})
+
+
+def from_table(table: pa.Table, kind: type[T]) -> list[T]:
+    """Return the values in a table's rows."""
+    values = []
+    for payload in table["payload"]:
+        value = pickle.loads(payload.as_buffer())
+        assert isinstance(value, kind)
+        values.append(value)
+    return values

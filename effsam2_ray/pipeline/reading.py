@@ -1,0 +1,35 @@
+"""The reading stage: a unit's number in, its encoded images out. Ray tasks on CPUs."""
+
+from __future__ import annotations
+
+import functools
+
+import pyarrow as pa
+
+from effsam2_ray.inputs.reader import read_unit
+from effsam2_ray.inputs.work_list import WorkList
+from effsam2_ray.pipeline.payload import UnitImages, UnitTask, from_table, to_table
+from effsam2_ray.storage import StorageOptions
+
+
+def read_units(table: pa.Table, work_list: bytes, storage_options: StorageOptions) -> pa.Table:
+    """Return the images of the units in a table's rows.
+
+    Args:
+        table: rows of `UnitTask`.
+        work_list: the frozen list; Ray keeps one copy a node and hands it to every task without copying.
+        storage_options: passed to fsspec.
+    """
+    units = _open(work_list)
+    tables = []
+    for task in from_table(table, UnitTask):
+        records = read_unit(units.unit(task.number), storage_options)
+        if task.only is not None:
+            records = [record for record in records if record.image_uid in task.only]
+        tables.append(to_table(UnitImages(task, records)))
+    return pa.concat_tables(tables)
+
+
+@functools.lru_cache(maxsize=1)
+def _open(work_list: bytes) -> WorkList:
+    return WorkList.from_bytes(work_list)

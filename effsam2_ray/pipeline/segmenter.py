@@ -1,0 +1,231 @@
+"""The segmenter: an async actor that holds the weights and takes units from encoded bytes to candidates.
+
+All device work runs in one thread; pictures are decoded in others; the event loop only waits. A few batches are in
+flight at once, so that the device encodes and decodes some pictures while others are being clustered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from effsam2_ray.config import Config
+from effsam2_ray.errors import EffSam2Error, ImageError
+from effsam2_ray.images import decode_image
+from effsam2_ray.inputs.reader import ImageRecord
+from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts
+from effsam2_ray.model.interface import EncodedImage
+from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
+from effsam2_ray.pipeline.cluster_actor import ClusterPool
+from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitImages, from_table, to_table
+from effsam2_ray.pipeline.watchdog import Watchdog
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """What a segmenter needs to start; small and picklable.
+
+    Attributes:
+        weights: name, path or URI of the weights.
+        model_config: YAML of a fine-tuned model, or None.
+        config: the resolved configuration.
+        device: `cpu` or `cuda`.
+        dtype: `float32`, `bfloat16` or `float16`.
+        batch_size: pictures that the encoder sees at once.
+        num_cluster_actors: clustering actors of this segmenter; 0 clusters in its own process.
+        image_timeout_s: seconds that one step of one image may take, or None.
+        output: where attempt records go.
+    """
+
+    weights: str
+    model_config: str | None
+    config: Config
+    device: str
+    dtype: str
+    batch_size: int
+    num_cluster_actors: int
+    image_timeout_s: float | None
+    output: OutputFolder
+
+
+class Segmenter:
+    """Callable for Ray Data: a row with a unit's images in, a row with its candidates out."""
+
+    def __init__(self, spec: SegmenterSpec):
+        if spec.device == "cpu":
+            torch.set_num_threads(1)
+        self._spec = spec
+        self._labeller = Labeller.from_weights(
+            spec.weights,
+            config=spec.config,
+            model_config=spec.model_config,
+            device=spec.device,
+            dtype=spec.dtype,
+            batch_size=spec.batch_size,
+        )
+        clusters = spec.num_cluster_actors if self._labeller.heads else 0
+        self._clusters = ClusterPool(clusters, spec.image_timeout_s) if clusters else None
+        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._loaders = ThreadPoolExecutor(1 if spec.device == "cpu" else 4, thread_name_prefix="load")
+        # One batch on the device, one being loaded, and enough pictures with the clustering actors.
+        self._batches = 2 + math.ceil(clusters / spec.batch_size)
+        self._window = asyncio.Semaphore(self._batches)
+        self._alone = asyncio.Lock()
+        self._current: Attempt | None = None
+        context = ray.get_runtime_context()
+        place = {"node": context.get_node_id(), "job": context.get_job_id()}
+        self._log = AttemptLog(spec.output, place, functools.partial(_taken_down, place))
+        self._watchdog = Watchdog(self._convict)
+
+    async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
+        """Label the units in a table's rows."""
+        for images in from_table(table, UnitImages):
+            yield to_table(await self._label_unit(images))
+
+    async def _label_unit(self, images: UnitImages) -> UnitCandidates:
+        attempt = await self._run(self._loaders, self._log.begin, images.task.unit_id)
+        outcomes: list[ImageOutcome | None] = [_known(record, attempt) for record in images.records]
+        todo = [index for index, outcome in enumerate(outcomes) if outcome is None]
+
+        async def label(indices: Sequence[int]) -> None:
+            for index, outcome in zip(indices, await self._label_batch([images.records[i] for i in indices]), strict=True):
+                outcomes[index] = outcome
+
+        if attempt.alone:
+            await self._label_alone(attempt, images.records, todo, label)
+        else:
+            size = self._spec.batch_size
+            async with asyncio.TaskGroup() as group:
+                for start in range(0, len(todo), size):
+                    await self._window.acquire()
+                    task = group.create_task(label(todo[start : start + size]))
+                    task.add_done_callback(lambda _: self._window.release())
+        await self._run(self._loaders, self._log.end, attempt)
+        return UnitCandidates(images.task, [outcome for outcome in outcomes if outcome is not None])
+
+    async def _label_alone(
+        self, attempt: Attempt, records: Sequence[ImageRecord], todo: Sequence[int], label: Callable[[Sequence[int]], Any]
+    ) -> None:
+        async with self._alone:
+            for _ in range(self._batches):  # nothing else of this process is at work
+                await self._window.acquire()
+            try:
+                self._current = attempt
+                for index in todo:
+                    attempt.current_uid = records[index].image_uid
+                    await self._run(self._loaders, self._log.store, attempt)
+                    await label([index])
+            finally:
+                self._current = None
+                for _ in range(self._batches):
+                    self._window.release()
+
+    async def _label_batch(self, records: Sequence[ImageRecord]) -> list[ImageOutcome]:
+        loaded = await asyncio.gather(*(self._load(record) for record in records))
+        good = [index for index, item in enumerate(loaded) if isinstance(item, np.ndarray)]
+        labelled = await self._segment([records[i] for i in good], [loaded[i] for i in good])
+        outcomes = dict(zip(good, labelled, strict=True))
+        return [outcomes.get(index) or item for index, item in enumerate(loaded)]
+
+    async def _load(self, record: ImageRecord) -> np.ndarray | ImageOutcome:
+        assert record.data is not None
+        try:
+            return await self._run(self._loaders, self._watched, 1, decode_image, record.data)
+        except ImageError as error:
+            return _failed(record, error.status, str(error), "load")
+        except Exception as error:  # the one place where anything becomes a row with a status
+            return _failed(record, "failed", f"{type(error).__name__}: {error}", "load")
+
+    async def _segment(self, records: Sequence[ImageRecord], arrays: Sequence[np.ndarray]) -> list[ImageOutcome]:
+        if not arrays:
+            return []
+        try:
+            encoded, encode_s = await self._run(
+                self._device_thread, self._watched, len(arrays), self._labeller.encode, arrays
+            )
+            found = await asyncio.gather(*(self._find(item) for item in encoded))
+            items = [(item, prompts, {"encode_s": encode_s}) for item, prompts in zip(encoded, found, strict=True)]
+            candidates = await self._run(self._device_thread, self._watched, len(arrays), self._labeller.decode, items)
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            if len(arrays) == 1:
+                return [_failed(records[0], "oom", str(error), "segment")]
+            middle = len(arrays) // 2
+        except TimeoutError as error:
+            if len(arrays) == 1:
+                return [_failed(records[0], "timeout", str(error), "cluster")]
+            middle = len(arrays) // 2
+        except Exception as error:  # the one place where anything becomes a row with a status
+            if len(arrays) == 1:
+                name = "" if isinstance(error, EffSam2Error) else f"{type(error).__name__}: "
+                return [_failed(records[0], "failed", f"{name}{error}", "segment")]
+            middle = len(arrays) // 2
+        else:
+            return [
+                ImageOutcome(_without_data(record), image) for record, image in zip(records, candidates, strict=True)
+            ]
+        first = await self._segment(records[:middle], arrays[:middle])
+        return first + await self._segment(records[middle:], arrays[middle:])
+
+    async def _find(self, encoded: EncodedImage) -> FoundPrompts:
+        captured, config = self._labeller.captured(encoded), self._labeller.config
+        if self._clusters is None or captured is None:
+            return await self._run(
+                self._device_thread, self._watched, 1, find_prompts, captured, encoded.size_hw, config
+            )
+        return await self._clusters.find(captured, encoded.size_hw, config)
+
+    def _watched(self, num_images: int, function: Callable[..., T], *args: Any) -> T:
+        limit_s = self._spec.image_timeout_s
+        with self._watchdog.watch(None if limit_s is None else limit_s * num_images):
+            return function(*args)
+
+    @staticmethod
+    async def _run(executor: Executor, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+
+    def _convict(self) -> None:
+        if self._current is not None and self._current.current_uid is not None:
+            self._current.verdicts[str(self._current.current_uid)] = "timeout"
+            self._log.store(self._current)
+
+
+def _taken_down(here: dict[str, str], earlier: dict[str, str]) -> bool:
+    """Whether an earlier attempt's process was ended from outside: with its job, or with its node."""
+    if earlier["job"] != here["job"]:
+        return True
+    return earlier["node"] not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _known(record: ImageRecord, attempt: Attempt) -> ImageOutcome | None:
+    """Return the outcome of an image that could not be read or was convicted before, else None."""
+    if record.status != "ok":
+        return _failed(record, record.status, record.error or "", "read")
+    verdict = attempt.verdict(record.image_uid)
+    if verdict is None:
+        return None
+    text = {"crashed": f"its process died {MAX_DEATHS} times", "timeout": "one step took longer than the limit"}[verdict]
+    outcome = _failed(record, verdict, text, "segment")
+    return dataclasses.replace(outcome, attempts=1 + attempt.deaths.get(str(record.image_uid), 1))
+
+
+def _failed(record: ImageRecord, status: str, error: str, step: str) -> ImageOutcome:
+    return ImageOutcome(_without_data(record), None, status, error, step)
+
+
+def _without_data(record: ImageRecord) -> ImageRecord:
+    return dataclasses.replace(record, data=None)

@@ -1,0 +1,134 @@
+"""The last stage: merge and filter a unit's candidates, write its part, tell the driver what came out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from effsam2_ray.config import Config
+from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask, from_table
+from effsam2_ray.postprocess import finish
+from effsam2_ray.results import LabelledImage
+from effsam2_ray.schema import build_table, result_columns
+
+COLLAPSED_SHARE = 0.5
+"""A picture has collapsed when its largest merged mask joined more than this share of the candidates."""
+
+
+@dataclass(frozen=True)
+class WriterSpec:
+    """What a writer needs to start.
+
+    Attributes:
+        output: where parts go.
+        schema: schema of every part.
+        config: the resolved configuration.
+        weights: name of the weights, for the rows.
+        keep_candidates: store the masks before merging.
+    """
+
+    output: OutputFolder
+    schema: pa.Schema
+    config: Config
+    weights: str
+    keep_candidates: bool
+
+
+class MergeWriter:
+    """Callable for Ray Data: a row with a unit's candidates in, a row with its summary out."""
+
+    def __init__(self, spec: WriterSpec):
+        self._spec = spec
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Write the units in a table's rows."""
+        for unit in from_table(table, UnitCandidates):
+            yield pa.table({"summary": [json.dumps(self._write(unit))]})
+
+    def _write(self, unit: UnitCandidates) -> dict[str, Any]:
+        spec = self._spec
+        rows, failures = [], []
+        for outcome in unit.outcomes:
+            labelled = None
+            if outcome.candidates is not None:
+                labelled = finish(outcome.candidates, spec.config.merge, spec.config.filter)
+            rows.append(self._row(outcome, labelled))
+            if outcome.status != "ok":
+                failures.append(_failure(unit.task.unit_id, outcome))
+        table = build_table(rows, spec.schema)
+        if unit.task.only is not None:
+            table, failures = self._with_earlier(unit.task, table, failures)
+        summary = summarize(unit.task.unit_id, table, failures)
+        size_bytes = spec.output.put_part(unit.task.unit_id, table, summary)
+        return {**summary, "part_bytes": size_bytes}
+
+    def _row(self, outcome: ImageOutcome, labelled: LabelledImage | None) -> dict[str, Any]:
+        record, spec = outcome.record, self._spec
+        return {
+            "image_uid": record.image_uid,
+            "image_id": record.image_id,
+            "image_uri": record.image_uri,
+            "shard_uri": record.shard_uri,
+            "member": record.member,
+            "row": record.row,
+            "size_bytes": record.size_bytes,
+            "etag": record.etag,
+            **record.kept,
+            "status": outcome.status,
+            "error": outcome.error or None,
+            "preset": spec.config.preset,
+            "weights": spec.weights,
+            **result_columns(labelled, keep_candidates=spec.keep_candidates),
+        }
+
+    def _with_earlier(
+        self, task: UnitTask, table: pa.Table, failures: list[dict[str, Any]]
+    ) -> tuple[pa.Table, list[dict[str, Any]]]:
+        """Put retried rows in the places of the rows that they replace."""
+        earlier = self._spec.output.read_part(task.unit_id).to_pylist()
+        retried = {row["image_uid"]: row for row in table.to_pylist()}
+        rows = [retried.get(row["image_uid"], row) for row in earlier]
+        return build_table(rows, self._spec.schema), failures
+
+
+def summarize(unit_id: str, table: pa.Table, failures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a unit's counts, for the driver and for the part's own metadata."""
+    statuses = Counter(table["status"].to_pylist())
+    shares = [share for share in table["merge_largest_share"].to_pylist() if share is not None]
+    steps: Counter[str] = Counter()
+    for step_s in table["step_s"].to_pylist():
+        steps.update({step: value for step, value in (step_s or {}).items() if value is not None})
+    return {
+        "unit": unit_id,
+        "images": table.num_rows,
+        "statuses": dict(statuses),
+        "masks": _total_length(table["masks"]),
+        "prompts": sum(table["num_prompts"].to_pylist()),
+        "collapsed": sum(share > COLLAPSED_SHARE for share in shares),
+        "step_s": dict(steps),
+        "failures": failures,
+    }
+
+
+def _total_length(lists: pa.ChunkedArray) -> int:
+    return sum(len(chunk.flatten()) for chunk in lists.chunks)
+
+
+def _failure(unit_id: str, outcome: ImageOutcome) -> Mapping[str, Any] | Any:
+    record = outcome.record
+    return {
+        "image_uid": record.image_uid,
+        "image_uri": record.image_uri,
+        "member": record.member,
+        "step": outcome.step,
+        "status": outcome.status,
+        "error": outcome.error,
+        "attempts": outcome.attempts,
+        "unit": unit_id,
+    }

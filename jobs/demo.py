@@ -1,0 +1,36 @@
+"""`make demo`: label two photographs and a few drawn scenes with the demo weights, and draw a contact sheet."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from effsam2_ray.cli import main
+from effsam2_ray.demo.scenes import draw_scene
+
+NUM_SCENES = 6
+SCENE_SIZE = (384, 512)
+
+
+def write_pictures(folder: Path) -> None:
+    """Write scikit-learn's two sample photographs and `NUM_SCENES` procedural scenes as files."""
+    folder.mkdir(parents=True)
+    samples = load_sample_images()
+    for name, image in zip(samples.filenames, samples.images, strict=True):
+        Image.fromarray(image).save(folder / Path(name).name)
+    for seed in range(NUM_SCENES):
+        Image.fromarray(draw_scene(seed, SCENE_SIZE).image).save(folder / f"scene-{seed}.png")
+
+
+def run(folder: Path) -> int:
+    """Label the pictures into `folder` and return the exit code."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_pictures(folder / "pictures")
+    code = main(["label", str(folder / "pictures"), "--output", str(folder / "run"), "--preset", "high_quality"])
+    return code or main(["show", str(folder / "run"), "--output", str(folder / "sheet.png")])
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1])))

@@ -1,0 +1,8 @@
+"""`effsam2 label` for `ray job submit`: ``ray job submit --working-dir . -- python jobs/label.py s3://... --output s3://...``."""
+
+import sys
+
+from effsam2_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["label", *sys.argv[1:]]))
