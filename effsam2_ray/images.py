@@ -237,4 +237,3 @@ def _rgb_from_deep_grey(image: Image.Image, file_format: str | None) -> np.ndarr
     if isinstance(key, int):
         grey = np.where(values == key, 255, grey)
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-

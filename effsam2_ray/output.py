@@ -26,7 +26,16 @@ import pyarrow.parquet as pq
 
 from effsam2_ray.errors import OutputError
 from effsam2_ray.fingerprint import differences
-from effsam2_ray.storage import StorageOptions, exists, list_dir, put_bytes, put_if_absent, read_bytes
+from effsam2_ray.storage import (
+    StorageOptions,
+    exists,
+    list_dir,
+    open_seekable,
+    put_bytes,
+    put_if_absent,
+    read_bytes,
+    stat,
+)
 
 SUMMARY_KEY = b"effsam2_ray.unit_summary"
 
@@ -83,9 +92,11 @@ class OutputFolder:
         return pq.read_table(io.BytesIO(read_bytes(self.part_uri(unit_id), self.storage_options)))
 
     def read_unit_summary(self, unit_id: str) -> dict[str, Any]:
-        """Return the summary in a finished part's metadata."""
-        data = read_bytes(self.part_uri(unit_id), self.storage_options)
-        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
+        """Return the summary in a finished part's metadata, reading no more than the file's end."""
+        uri = self.part_uri(unit_id)
+        size_bytes = stat(uri, self.storage_options).size_bytes
+        with open_seekable(uri, size_bytes, self.storage_options) as file:
+            metadata = pq.read_schema(file).metadata or {}
         summary: dict[str, Any] = json.loads(metadata[SUMMARY_KEY])
         return summary
 

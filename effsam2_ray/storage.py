@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -59,6 +60,7 @@ _TRANSIENT_ERRNO = frozenset(
     )
     if hasattr(errno, name)
 )
+_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # By name, since none of these packages need be installed.
 _TRANSIENT_CLASSES = frozenset(
     "FSTimeoutError HTTPClientError ConnectionError ClientPayloadError ClientConnectionError ResponseParserError "
@@ -119,7 +121,7 @@ def failure_status(error: BaseException) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed a little later."""
-    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, _PERMANENT):
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
@@ -148,7 +150,7 @@ def read_bytes(uri: str, storage_options: StorageOptions = None) -> bytes:
     """Return a whole file."""
     fs, path = filesystem(uri, storage_options)
     if isinstance(fs, LocalFileSystem):
-        return retrying(Path(path).read_bytes)
+        return retrying(lambda: _read_local(path))
     # s3fs asks for the size first unless told to read in one piece.
     extra = {"max_concurrency": 1} if is_s3(fs) else {}
     return retrying(lambda: cast(bytes, fs.cat_file(path, **extra)))
@@ -357,6 +359,12 @@ def _new_filesystem(scheme: str, options: dict[str, Any]) -> Any:
     if scheme == "s3":
         fs.retries = 1
     return fs
+
+
+def _read_local(path: str) -> bytes:
+    if not S_ISREG(os.stat(path).st_mode):  # reading a pipe or a device may never end
+        raise IsADirectoryError(errno.EISDIR, "not a regular file", path)
+    return Path(path).read_bytes()
 
 
 def _store(fs: Any) -> str:

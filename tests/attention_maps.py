@@ -28,9 +28,7 @@ def blob_head(grid_hw: tuple[int, int], num_blobs: int, seed: int, head_dim: int
     )
 
 
-def blob_distances(
-    grid_hw: tuple[int, int], num_blobs: int, seed: int, levels: int | None = None
-) -> np.ndarray:
-    """Return the cosine distances of a blob picture; with `levels`, rounded to multiples of 1 / levels to force ties."""
+def blob_distances(grid_hw: tuple[int, int], num_blobs: int, seed: int, levels: int | None = None) -> np.ndarray:
+    """Return the cosine distances of a blob picture; `levels` rounds them to multiples of 1 / levels, to force ties."""
     distances = cosine_distances(unit_rows(blob_head(grid_hw, num_blobs, seed).attention()))
     return distances if levels is None else np.round(distances * levels).astype(np.float32) / np.float32(levels)

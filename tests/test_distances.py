@@ -45,9 +45,11 @@ def test_distances_equal_float64_to_float32_rounding(distances_of):
 
 
 @both_paths
-def test_equal_rows_are_no_further_apart_than_rounding(distances_of):
-    attention = blob_head((8, 8), 4, seed=3).attention()[[0, 5, 5, 5]]
-    assert distances_of(unit_rows(attention))[1:, 1:].max() < 3e-7
+def test_equal_rows_are_no_further_apart_than_rounding_and_never_less_than_zero(distances_of):
+    rows = unit_rows(blob_head((8, 8), 4, seed=3).attention())
+    assert (rows.double().square().sum(dim=1) > 1 + 1e-8).any()  # 1 - x . x is below 0 for some of them
+    distances = distances_of(rows.repeat(2, 1))
+    assert distances.min() == 0 and np.diagonal(distances, offset=64).max() < 3e-7
 
 
 @both_paths

@@ -12,8 +12,8 @@ from effsam2_ray.errors import ConfigError
 from effsam2_ray.model.sam1 import Sam1Model, describe, grid_extent, picture_grid, resized_size
 
 pytest.importorskip("segment_anything")
-from segment_anything import SamPredictor  # noqa: E402
-from segment_anything.modeling import (  # noqa: E402
+from segment_anything import SamPredictor
+from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
     PromptEncoder,
@@ -154,7 +154,9 @@ def test_patch_centres_are_where_the_encoder_has_them() -> None:
 def test_masks_and_scores_are_the_predictors(model: Sam1Model) -> None:
     images = [picture(100, 160), picture(333, 120, seed=1), picture(5, 400, seed=2)]
     rng = np.random.default_rng(0)
-    points = [rng.uniform(0, 1, (count, 2)) * image.shape[1::-1] for count, image in zip((2, 0, 1), images, strict=True)]
+    points = [
+        rng.uniform(0, 1, (count, 2)) * image.shape[1::-1] for count, image in zip((2, 0, 1), images, strict=True)
+    ]
     decoded = model.decode(list(zip(model.encode(images, [model.info.default_head]), points, strict=True)))
     predictor = SamPredictor(model._model)
     for image, image_points, ours in zip(images, points, decoded, strict=True):

@@ -59,7 +59,9 @@ def test_prompts_are_the_medoids_of_hdbscans_clusters():
     assert found.labels.dtype == np.int16 and found.labels.shape == (24, 32)
     assert np.array_equal(found.labels.ravel(), clusters.labels)
     assert len(found.prompts) == clusters.num_clusters > 5
-    assert np.array_equal(found.prompts.point_coords, patch_centres(medoids(rows, clusters.labels), (24, 32), (333, 777)))
+    assert np.array_equal(
+        found.prompts.point_coords, patch_centres(medoids(rows, clusters.labels), (24, 32), (333, 777))
+    )
     assert found.prompts.cluster_size.dtype == np.int32
     assert found.prompts.cluster_size.tolist() == [(clusters.labels == c).sum() for c in range(clusters.num_clusters)]
     assert np.array_equal(found.prompts.persistence, clusters.persistence.astype(np.float32))
@@ -118,6 +120,15 @@ def test_attention_that_is_not_finite_is_refused(on_device):
     head = CapturedHead(torch.full((64, 4), torch.nan), torch.ones(64, 4), (8, 8))
     with pytest.raises(ValueError, match="distances must be finite"):
         cluster_prompts_many(head, (50, 50), PRESETS, on_device=on_device)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_autocast_changes_nothing(on_device):
+    head = blob_head((16, 24), 10, seed=8)
+    expected = cluster_prompts_many(head, (50, 50), PRESETS, on_device=on_device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cluster_prompts_many(head, (50, 50), PRESETS, on_device=on_device)
+    assert all(np.array_equal(a.labels, b.labels) for a, b in zip(found, expected, strict=True))
 
 
 def test_no_presets_give_nothing():

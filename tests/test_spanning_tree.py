@@ -6,7 +6,13 @@ from attention_maps import blob_distances
 from hdbscan._hdbscan_linkage import mst_linkage_core
 from hdbscan._hdbscan_reachability import mutual_reachability
 
-from effsam2_ray.spanning_tree import core_distances, flat_tree, merge_ties_at_once, minimum_spanning_tree, spanning_tree
+from effsam2_ray.spanning_tree import (
+    core_distances,
+    flat_tree,
+    merge_ties_at_once,
+    minimum_spanning_tree,
+    spanning_tree,
+)
 
 LINE = np.abs(np.subtract.outer([0, 1, 3, 7], [0, 1, 3, 7])).astype(np.float32)
 
@@ -114,5 +120,7 @@ def test_merging_ties_at_once_forgets_which_minimum_spanning_tree_it_was_given(l
     other = minimum_spanning_tree(np.ascontiguousarray(distances[np.ix_(turned, turned)]), core[turned])
     other[:, :2] = turned[other[:, :2].astype(int)]
     if levels:
-        assert {frozenset(pair) for pair in edges[:, :2].tolist()} != {frozenset(pair) for pair in other[:, :2].tolist()}
+        assert {frozenset(pair) for pair in edges[:, :2].tolist()} != {
+            frozenset(pair) for pair in other[:, :2].tolist()
+        }
     assert np.array_equal(merge_ties_at_once(other), expected)

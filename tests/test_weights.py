@@ -21,7 +21,14 @@ from effsam2_ray.errors import ConfigError, WeightsError
 from effsam2_ray.model import fetch, weights
 from effsam2_ray.model.backbones import BACKBONES, load_heads_table
 from effsam2_ray.model.build import build_model, load_config
-from effsam2_ray.model.weights import check_weights, load_model, read_state_dict, recognise, resolve_device, resolve_dtype
+from effsam2_ray.model.weights import (
+    check_weights,
+    load_model,
+    read_state_dict,
+    recognise,
+    resolve_device,
+    resolve_dtype,
+)
 
 TINY = "sam2.1_hiera_tiny"
 
@@ -174,7 +181,9 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
         load_model(str(tmp_path / "list.pt"))
 
 
-def test_differences_are_named(tiny_state: dict[str, torch.Tensor], small_model: tuple[Path, Path], tmp_path: Path) -> None:
+def test_differences_are_named(
+    tiny_state: dict[str, torch.Tensor], small_model: tuple[Path, Path], tmp_path: Path
+) -> None:
     state = dict(tiny_state)
     del state["no_mem_embed"]
     state["extra"] = torch.zeros(1)
@@ -193,7 +202,9 @@ def test_differences_are_named(tiny_state: dict[str, torch.Tensor], small_model:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(WeightsError, match="no weights called 'sam3': .*demo, sam2_hiera_tiny.*sam_vit_h.*facebook/sam2.1-hiera-large"):
+    with pytest.raises(
+        WeightsError, match="no weights called 'sam3': .*demo, sam2_hiera_tiny.*sam_vit_h.*facebook/sam2.1-hiera-large"
+    ):
         load_model("sam3")
 
 

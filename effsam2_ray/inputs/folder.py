@@ -64,7 +64,7 @@ def walk_folder(uri: str, storage_options: StorageOptions = None) -> Iterator[Fi
     """
     fs, _ = filesystem(uri, storage_options)
     uri = canonical_uri(uri).rstrip("/")
-    chain = (_real_path(uri),)
+    chain: tuple[str, ...] = (_real_path(uri),)
     top = _level(fs, uri)
     head = list(itertools.islice(top, 2))
     while len(head) == 1 and head[0].is_folder:  # nothing to spread over the listers yet

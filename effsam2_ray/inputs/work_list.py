@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effsam2_ray.errors import InputError
+from effsam2_ray.inputs.columns import ARROW_TYPES, KeptTypes
 
 Kind = Literal["files", "tar", "parquet"]
 UNKNOWN_SIZE = -1
@@ -97,7 +98,7 @@ class Unit:
     images: tuple[ImageRef, ...]
     size_bytes: int
     shard: Shard | None = None
-    kept_types: tuple[tuple[str, str], ...] = ()
+    kept_types: KeptTypes = ()
 
     @property
     def num_images(self) -> int:
@@ -128,7 +129,7 @@ class WorkListSummary:
     num_duplicates: int = 0
     num_ignored: int = 0
     num_lost: int = 0
-    kept_types: tuple[tuple[str, str], ...] = ()
+    kept_types: KeptTypes = ()
     inputs: tuple[str, ...] = ()
 
 
@@ -140,6 +141,7 @@ class WorkList:
     """
 
     def __init__(self, data: bytes):
+        """Open the bytes of a work list; `from_bytes` does so with a clear error."""
         self._data = data
         file = self._open()
         metadata = file.schema_arrow.metadata or {}
@@ -151,9 +153,9 @@ class WorkList:
         values["kept_types"] = tuple(tuple(pair) for pair in values["kept_types"])
         values["inputs"] = tuple(values["inputs"])
         self.summary = WorkListSummary(**values)
-        table = file.read(columns=["unit_id", "num_images"])
-        self.unit_ids: tuple[str, ...] = tuple(table["unit_id"].to_pylist())
-        self.unit_num_images: tuple[int, ...] = tuple(table["num_images"].to_pylist())
+        columns: dict[str, list[Any]] = file.read(columns=["unit_id", "num_images"]).to_pydict()
+        self.unit_ids: tuple[str, ...] = tuple(columns["unit_id"])
+        self.unit_num_images: tuple[int, ...] = tuple(columns["num_images"])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> WorkList:
@@ -172,6 +174,7 @@ class WorkList:
         return self._data
 
     def __len__(self) -> int:
+        """Return the number of units."""
         return len(self.unit_ids)
 
     @property
@@ -182,7 +185,7 @@ class WorkList:
     @property
     def kept_schema(self) -> dict[str, pa.DataType]:
         """The user's columns that go along, name to Arrow type."""
-        return {name: pa.type_for_alias(alias) for name, alias in self.summary.kept_types}
+        return {column: ARROW_TYPES[name] for column, name in self.summary.kept_types}
 
     def unit(self, number: int) -> Unit:
         """Return the unit at a position in the list."""
@@ -227,7 +230,7 @@ def unit_id(number: int, image_uids: Sequence[int]) -> str:
     return f"{number:07d}-{digest.hexdigest()}"
 
 
-_IMAGE = pa.struct(
+_IMAGE: pa.DataType = pa.struct(
     [
         ("uri", pa.string()),
         ("member", pa.string()),
@@ -241,27 +244,27 @@ _IMAGE = pa.struct(
         ("error", pa.string()),
     ]
 )
-_SCHEMA = pa.schema(
-    [
-        ("unit_id", pa.string()),
-        ("kind", pa.string()),
-        ("num_images", pa.int32()),
-        ("size_bytes", pa.int64()),
-        ("shard_uri", pa.string()),
-        ("shard_size_bytes", pa.int64()),
-        ("shard_etag", pa.string()),
-        ("image_column", pa.string()),
-        ("id_column", pa.string()),
-        ("first_row", pa.int64()),
-        ("images", pa.list_(_IMAGE)),
-    ]
-)
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("unit_id", pa.string()),
+    ("kind", pa.string()),
+    ("num_images", pa.int32()),
+    ("size_bytes", pa.int64()),
+    ("shard_uri", pa.string()),
+    ("shard_size_bytes", pa.int64()),
+    ("shard_etag", pa.string()),
+    ("image_column", pa.string()),
+    ("id_column", pa.string()),
+    ("first_row", pa.int64()),
+    ("images", pa.list_(_IMAGE)),  # empty in a parquet unit
+]
+_SCHEMA = pa.schema(_FIELDS)
 
 
 class WorkListWriter:
     """Packs units as they come, so that the whole list never exists as values."""
 
     def __init__(self) -> None:
+        """Start an empty list."""
         self._buffer = io.BytesIO()
         self._writer = pq.ParquetWriter(self._buffer, _SCHEMA, compression="zstd")
         self._rows: list[dict[str, Any]] = []
@@ -279,7 +282,7 @@ class WorkListWriter:
             summary: the fields of `WorkListSummary`.
         """
         self._flush()
-        self._writer.add_key_value_metadata({_SUMMARY_KEY: json.dumps({"version": _VERSION, **summary})})
+        self._writer.add_key_value_metadata({_SUMMARY_KEY.decode(): json.dumps({"version": _VERSION, **summary})})
         self._writer.close()
         return WorkList(self._buffer.getvalue())
 
@@ -330,7 +333,7 @@ def _row_from_unit(unit: Unit) -> dict[str, Any]:
     return row
 
 
-def _unit_from_row(row: Mapping[str, Any], kept_types: tuple[tuple[str, str], ...]) -> Unit:
+def _unit_from_row(row: Mapping[str, Any], kept_types: KeptTypes) -> Unit:
     shard = None
     if row["shard_uri"] is not None:
         shard = Shard(
