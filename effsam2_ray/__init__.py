@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from effsam2_ray.results import LabelledImage as LabelledImage
     from effsam2_ray.rle import Rle as Rle
 
-# Loaded on first use: torch takes seconds to import, and `effsam2 --help` and the workers' small stages need none of it.
+# Loaded on first use: torch takes seconds to import, and `effsam2 --help` needs none of it.
 _HOMES = {
     "Config": "config",
     "EffSam2Error": "errors",
@@ -39,7 +39,7 @@ _HOMES = {
     "load_preset_file": "config",
     "preset_config": "config",
 }
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

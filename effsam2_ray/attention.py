@@ -45,5 +45,8 @@ class CapturedHead:
         def move(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else x.to(device=device, dtype=dtype or x.dtype)
 
-        q, k = self.q.to(device=device, dtype=dtype or self.q.dtype), self.k.to(device=device, dtype=dtype or self.k.dtype)
+        q, k = (
+            self.q.to(device=device, dtype=dtype or self.q.dtype),
+            self.k.to(device=device, dtype=dtype or self.k.dtype),
+        )
         return CapturedHead(q, k, self.grid_hw, move(self.rel_h), move(self.rel_w))

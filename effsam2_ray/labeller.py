@@ -141,9 +141,7 @@ class Labeller:
             WeightsError: weights that cannot be found, read or matched to a model.
         """
         chosen = config or preset_config(preset)
-        model = load_model(
-            weights, model_config=model_config, heads_table=heads_table, device=device, dtype=dtype
-        )
+        model = load_model(weights, model_config=model_config, heads_table=heads_table, device=device, dtype=dtype)
         return cls(model, chosen, batch_size=batch_size)
 
     @property

@@ -11,10 +11,11 @@ from effsam2_ray.nms import box_nms
 from effsam2_ray.results import ImageCandidates, LabelledImage
 
 
-def finish(image: ImageCandidates, merge: MergeSettings, limits: FilterSettings) -> LabelledImage:
+def finish(image: ImageCandidates | LabelledImage, merge: MergeSettings, limits: FilterSettings) -> LabelledImage:
     """Merge the candidates of one picture and filter what comes out.
 
     The filters act on the final masks, so no mask outside the limits is ever written; candidates stay as they were.
+    What was merged before can be merged anew, with other settings.
     """
     start = time.perf_counter()
     merged = _combine(image, merge)
@@ -45,7 +46,7 @@ def finish(image: ImageCandidates, merge: MergeSettings, limits: FilterSettings)
     )
 
 
-def _combine(image: ImageCandidates, merge: MergeSettings) -> MergeResult:
+def _combine(image: ImageCandidates | LabelledImage, merge: MergeSettings) -> MergeResult:
     candidates = list(image.candidates)
     if merge.method == "merge":
         return merge_masks(candidates, thresh=merge.thresh, max_area_frac=merge.max_area_frac)

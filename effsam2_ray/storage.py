@@ -272,21 +272,18 @@ def put_if_absent(uri: str, data: bytes, storage_options: StorageOptions = None)
                 os.replace(temporary, path)
             _sync_folder(path)
             return True
-    failed_before = False
-
-    def create() -> bool:
-        nonlocal failed_before
-        try:
-            fs.pipe_file(path, data, mode="create")
-            return True
-        except FileExistsError:
-            # After a cut answer, the file that is there may well be ours.
-            return failed_before and fs.cat_file(path) == data
-        except Exception:
-            failed_before = True
-            raise
-
-    return retrying(create)
+    # A PUT whose answer was lost is sent again, by us or below us, and then finds its own file.
+    writer = uuid.uuid4().hex
+    extra = {"Metadata": {"writer": writer}} if is_s3(fs) else {}
+    try:
+        retrying(lambda: fs.pipe_file(path, data, mode="create", **extra))
+        return True
+    except FileExistsError:
+        if not extra:
+            return False
+        bucket, key, _ = fs.split_path(path)
+        head = retrying(lambda: cast("dict[str, Any]", fs.call_s3("head_object", Bucket=bucket, Key=key)))
+        return bool(head.get("Metadata", {}).get("writer") == writer)
 
 
 def delete(uri: str, storage_options: StorageOptions = None) -> None:

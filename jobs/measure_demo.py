@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--weights", default="demo")
     parser.add_argument("--model-config", help="configuration, for weights that are a path")
     parser.add_argument("--num-scenes", type=int, default=40, help="held-out scenes for points and heads")
-    parser.add_argument("--num-grid", type=int, default=10, help="pictures of each set for the methods; the grid is slow")
+    parser.add_argument(
+        "--num-grid", type=int, default=10, help="pictures of each set for the methods; the grid is slow"
+    )
     parser.add_argument("--size", type=int, default=512, help="side of the scenes, pixels")
     parser.add_argument("--coco", type=Path, help="folder with annotations.json and images/")
     parser.add_argument("--sod", type=Path, help="folder with images/*.jpg and masks/*.png")

@@ -23,7 +23,13 @@ def test_unknown_preset_lists_the_presets():
 
 def test_overrides_apply_in_order_and_keep_types():
     config = Config().with_overrides(
-        ["merge.thresh=0.7", "merge.thresh=1", "filter.max_area=500", "filter.drop_border=true", "decode.masks_per_prompt=all"]
+        [
+            "merge.thresh=0.7",
+            "merge.thresh=1",
+            "filter.max_area=500",
+            "filter.drop_border=true",
+            "decode.masks_per_prompt=all",
+        ]
     )
     assert config.merge.thresh == 1.0 and isinstance(config.merge.thresh, float)
     assert config.filter.max_area == 500 and config.filter.drop_border is True

@@ -155,7 +155,9 @@ def test_training_sees_the_numbers_of_sam2s_own_predictor():
 def test_cross_attentions_start_as_similarity_kernels(model):
     attention = model.sam_mask_decoder.transformer.layers[1].cross_attn_token_to_image
     assert torch.equal(attention.q_proj.weight, attention.k_proj.weight)
-    torch.testing.assert_close(attention.q_proj.weight @ attention.q_proj.weight.T, 4 * torch.eye(64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        attention.q_proj.weight @ attention.q_proj.weight.T, 4 * torch.eye(64), atol=1e-4, rtol=0
+    )
     assert torch.equal(attention.out_proj.weight, attention.v_proj.weight.T)
 
 

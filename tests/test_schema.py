@@ -63,7 +63,9 @@ def test_parts_with_and_without_masks_share_one_schema(tmp_path):
 
 
 def test_failed_image_has_empty_lists_and_no_size():
-    row = build_table([result_columns(None, keep_candidates=False)], run_schema({}, keep_candidates=False)).to_pylist()[0]
+    row = build_table([result_columns(None, keep_candidates=False)], run_schema({}, keep_candidates=False)).to_pylist()[
+        0
+    ]
     assert row["masks"] == [] and row["prompts"] == [] and row["num_prompts"] == 0
     assert row["width"] is None and row["cluster_map"] is None
 

@@ -47,7 +47,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: Taps | None
     return logits.softmax(dim=-1) @ v
 
 
-def _decoder_forward(layer: Attention, kept: Taps | None, name: str, q, k, v) -> torch.Tensor:
+def _decoder_forward(
+    layer: Attention, kept: Taps | None, name: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
     q = layer._separate_heads(layer.q_proj(q), layer.num_heads)
     k = layer._separate_heads(layer.k_proj(k), layer.num_heads)
     v = layer._separate_heads(layer.v_proj(v), layer.num_heads)

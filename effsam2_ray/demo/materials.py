@@ -124,7 +124,9 @@ def paint(material: Material, fields: np.ndarray, top: int, left: int, height: i
     return base + mix[..., None] * (second - base) + (material.grain * noise)[..., None]
 
 
-def _pattern_axes(material: Material, rows: np.ndarray, cols: np.ndarray, longer_side: int):
+def _pattern_axes(
+    material: Material, rows: np.ndarray, cols: np.ndarray, longer_side: int
+) -> tuple[np.ndarray, np.ndarray]:
     x, y = cols[None, :] / longer_side, rows[:, None] / longer_side
     cosine, sine = np.cos(material.angle), np.sin(material.angle)
     return (x * cosine + y * sine).astype(np.float32), (y * cosine - x * sine).astype(np.float32)
@@ -158,7 +160,9 @@ def _random_color(rng: np.random.Generator) -> tuple[float, float, float]:
     return _clipped(gray + rng.normal(0, 1, 3) * rng.choice([0.04, 0.12, 0.3]))
 
 
-def _shifted(color: tuple[float, float, float], rng: np.random.Generator, distance: float):
+def _shifted(
+    color: tuple[float, float, float], rng: np.random.Generator, distance: float
+) -> tuple[float, float, float]:
     step = rng.normal(0, 1, 3) * 0.5 + rng.normal(0, 1)
     return _clipped(np.asarray(color) + step * distance / (np.linalg.norm(step) + 1e-9))
 

@@ -137,8 +137,8 @@ def majority_labels(label_map: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarr
     if height % rows or width % columns:
         raise ValueError(f"a {rows} x {columns} grid does not divide a {height} x {width} label map")
     cells = label_map.reshape(rows, height // rows, columns, width // columns).transpose(0, 2, 1, 3)
-    cells = cells.reshape(rows, columns, -1)
-    return np.array([[np.bincount(cell).argmax() for cell in row] for row in cells])
+    flat = cells.reshape(rows, columns, -1)
+    return np.array([[np.bincount(cell).argmax() for cell in row] for row in flat])
 
 
 def measure_method(
@@ -184,7 +184,9 @@ def measure_method(
             rows[filtered, joined].append((len(image.prompts), len(masks), *scores, seconds))
     figures = []
     for filtered, joined in variants:
-        label = f"{name}, {'score filters' if filtered else 'no filter'}, {config.merge.method if joined else 'all kept'}"
+        label = (
+            f"{name}, {'score filters' if filtered else 'no filter'}, {config.merge.method if joined else 'all kept'}"
+        )
         means = [float(value) for value in np.mean(rows[filtered, joined], axis=0)]
         figures.append(MethodFigures(label, *means))
     return figures

@@ -68,7 +68,8 @@ class ScenePool:
 
     def batch(self, rng: np.random.Generator, num_images: int, num_prompts: int) -> Batch:
         """Draw a batch: random scenes, augmented, with prompts on their objects."""
-        images, label_maps, points, labels = [], [], [], []
+        images: list[np.ndarray] = []
+        label_maps, points, labels = [], [], []
         while len(images) < num_images:
             image, label_map = augment(rng, *self.scene(int(rng.integers(self.num_scenes))))
             chosen = choose_prompts(rng, label_map, num_prompts)

@@ -229,7 +229,9 @@ def _photograph(canvas: _Canvas) -> np.ndarray:
     picture = np.clip(canvas.colors * light[..., None].astype(np.float32), 0, 1) ** np.float32(rng.uniform(0.8, 1.3))
     image = Image.fromarray((picture * 255).astype(np.uint8))
     if rng.random() < 0.5:
-        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.9)) * max(1.0, min(height, width) / 512)))
+        image = image.filter(
+            ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.9)) * max(1.0, min(height, width) / 512))
+        )
     amplitude = float(rng.choice([0.0, rng.uniform(0.0, 4.0), rng.uniform(0.0, 10.0)]))
     noisy = np.asarray(image, np.float32) + rng.standard_normal((height, width, 3), np.float32) * amplitude
     image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))

@@ -54,7 +54,9 @@ def random_outline(rng: np.random.Generator, kind: str | None = None) -> Outline
     )
 
 
-def rasterize(outline: Outline, center_xy: tuple[float, float], radius: float, size: tuple[int, int]):
+def rasterize(
+    outline: Outline, center_xy: tuple[float, float], radius: float, size: tuple[int, int]
+) -> tuple[int, int, np.ndarray]:
     """Draw an outline into the part of a picture that it touches.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class Plan:
     num_processes: int = 2
 
 
-def make_plan(steps: int, fine_tune_steps: int, *, num_scenes: int = 8000, seed: int = 0, num_processes: int = 2) -> Plan:
+def make_plan(
+    steps: int, fine_tune_steps: int, *, num_scenes: int = 8000, seed: int = 0, num_processes: int = 2
+) -> Plan:
     """Return the plan: `steps` at 256 px, then `fine_tune_steps` at 512 px."""
     main = Phase(256, steps, 4, 8, num_scenes, peak=1.0, warmup_steps=150, flat_share=0.5)
     fine = Phase(512, fine_tune_steps, 2, 8, max(1, num_scenes // 5), peak=0.4, warmup_steps=20, flat_share=0.2)

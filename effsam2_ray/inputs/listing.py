@@ -1,55 +1,56 @@
-"""INPUT strings -> the frozen work list.
+"""INPUT strings -> the frozen work list. What an INPUT may be is said in `sources`.
 
-An INPUT is any fsspec URI or local path. What it is follows from its name:
-
-=================================  ==================================================================================
-`a.jpg`, `a.webp`, ...             one image; so is any other file that is named by itself
-`a.tar`, `a.tar.gz`, `a.tgz`       a tar shard (WebDataset)
-`a.parquet`, `a.pq`                a table of images, or a manifest if its image column holds text
-`a.txt`, `.csv`, `.tsv`, `.jsonl`  a manifest of images
-a folder or prefix                 every image file below it; shards and manifests in it are not opened
-a glob (`*`, `?`, `[...]`, `**`)   files only; a pattern that ends in a suffix above takes what it names, any other images
-`{000..012}`, `{a,b}`              each of them, one after the other
-=================================  ==================================================================================
-
-Order is that of the inputs, and of names within each. An image or shard that is listed twice counts once. A shard that cannot
-be read is one row with a status; an input that matches nothing is an error, and so is a storage that keeps failing,
-since a list with a hole must not be frozen.
+Order is that of the inputs, and of names within each. An image or shard that is listed twice counts once. A shard that
+cannot be read is one row with a status; an input that matches nothing is an error, and so is a storage that keeps
+failing, since a list with a hole must not be frozen.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from effsam2_ray.errors import InputError
 from effsam2_ray.inputs.columns import KeptTypes, merge_types
 from effsam2_ray.inputs.cutting import Run, UnitCutter
-from effsam2_ray.inputs.folder import glob_files, has_magic, walk_folder
-from effsam2_ray.inputs.kinds import FileKind, file_kind, is_image_name
 from effsam2_ray.inputs.manifest import ManifestEntry, read_manifest, read_parquet_manifest
 from effsam2_ray.inputs.parquet import ParquetTable, describe_parquet
+from effsam2_ray.inputs.sources import Source, sources
 from effsam2_ray.inputs.tar import TarIndex, index_tar, lost_ref
-from effsam2_ray.inputs.work_list import ImageRef, Shard, WorkList, WorkListWriter, image_uid, shard_image_uri
-from effsam2_ray.storage import FileInfo, StorageOptions, failure_status, is_folder, is_transient, stat
-from effsam2_ray.uris import canonical_uri, has_secret, redact, redact_text, scheme_of
+from effsam2_ray.inputs.work_list import (
+    UNKNOWN_SIZE,
+    ImageRef,
+    WorkList,
+    WorkListWriter,
+    image_uid,
+    shard_image_uri,
+)
+from effsam2_ray.storage import FileInfo, StorageOptions, failure_status, is_transient, stat
+from effsam2_ray.uris import has_secret, redact, redact_text
 
 INDEXERS = 16
 """Shards indexed side by side."""
 SAMPLED_SIZES = 32
 """Images of a remote manifest whose size is looked up, to guess that of the others."""
-_RUN = 4096
+_BATCH = 4096
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (images, shards) listed so far."""
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """The columns of Parquet files and manifests that the user named."""
+
+    image_column: str | None = None
+    id_column: str | None = None
+    keep_columns: tuple[str, ...] = ()
 
 
 def build_work_list(
@@ -66,7 +67,7 @@ def build_work_list(
     """List the images of all inputs and cut them into units.
 
     Args:
-        inputs: see the module's page.
+        inputs: folders, globs, shards, manifests, images; see `sources`.
         id_column: column of Parquet files and manifests with the user's own ids.
         image_column: column with the images or URIs; found by type and name where None.
         keep_columns: columns that go along into the output.
@@ -80,99 +81,77 @@ def build_work_list(
     """
     if not inputs:
         raise InputError("no inputs")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be 1 or more; got {limit}")
     for uri in inputs:
         if has_secret(uri):
-            raise InputError(
-                f"{redact(uri)} was given with credentials in it; give them in the environment or with --storage-option"
-            )
-    columns = _Columns(image_column, id_column, tuple(keep_columns), storage_options)
-    listing = _Listing(columns, limit, num_segmenters, progress)
-    try:
-        for uri in inputs:
+            raise InputError(f"{redact(uri)}: credentials belong in the environment or --storage-option, not in a URI")
+    columns = ColumnChoice(image_column, id_column, tuple(keep_columns))
+    listing = _Listing(columns, limit, num_segmenters, storage_options, progress)
+    for uri in inputs:
+        try:
             listing.add_input(uri)
-    except OSError as error:
-        raise InputError(f"the inputs cannot be listed: {redact_text(str(error))}") from error
+        except OSError as error:
+            raise InputError(f"{redact(uri)} cannot be listed: {redact_text(str(error))}") from error
+        if listing.room() == 0:
+            break
     return listing.finish(inputs)
-
-
-def expand_braces(text: str) -> list[str]:
-    """Return what bash makes of `{a,b}` and `{000..012}`, in order; other braces stay as they are."""
-    match = re.search(r"\{([^{}]*)\}", text)
-    if match is None:
-        return [text]
-    inside = match.group(1)
-    numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", inside)
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        padded = any(len(number.lstrip("-")) > 1 and number.lstrip("-")[0] == "0" for number in numbers.groups())
-        width = max(len(numbers[1]), len(numbers[2])) if padded else 0
-        choices = [f"{n:0{width}d}" for n in range(first, last + 1) or range(first, last - 1, -1)]
-    elif "," in inside:
-        choices = inside.split(",")
-    else:  # no choice: keep these braces and look behind them
-        head = text[: match.end()]
-        return [head + tail for tail in expand_braces(text[match.end() :])]
-    return [
-        text[: match.start()] + choice + tail for choice in choices for tail in expand_braces(text[match.end() :])
-    ]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    image_column: str | None
-    id_column: str | None
-    keep_columns: tuple[str, ...]
-    storage_options: StorageOptions
 
 
 class _Listing:
     """What has been listed so far."""
 
     def __init__(
-        self, columns: _Columns, limit: int | None, num_segmenters: int, progress: ProgressCallback | None
+        self,
+        columns: ColumnChoice,
+        limit: int | None,
+        num_segmenters: int,
+        storage_options: StorageOptions,
+        progress: ProgressCallback | None,
     ) -> None:
         self._columns = columns
         self._limit = limit
+        self._options = storage_options
         self._progress = progress
         self._writer = WorkListWriter()
         self._cutter = UnitCutter(self._writer, num_segmenters)
-        self._seen: set[int] = set()
+        self._seen_images: set[int] = set()
+        self._seen_shards: set[str] = set()
         self._kept_types: KeptTypes = ()
-        self._num_shards = self._num_duplicates = self._num_ignored = self._num_lost = 0
+        self._num_duplicates = self._num_ignored = self._num_lost = 0
         self._has_columns = False
-        self._others: dict[FileKind, int] = {}
+
+    def room(self) -> int:
+        """Return how many images more may be listed."""
+        return (1 << 62) if self._limit is None else max(0, self._limit - self._cutter.num_images)
 
     def add_input(self, uri: str) -> None:
         """List one INPUT."""
-        before, self._others = self._cutter.num_images + self._num_duplicates, {}
-        missing: list[FileNotFoundError] = []
-        found = False
-        for part in [uri] if _exists_here(uri) else expand_braces(uri):
-            try:
-                found |= self._add_part(part)
-            except FileNotFoundError as error:
-                missing.append(error)
-            if self._is_full():
+        before = self._cutter.num_images + self._num_duplicates
+        for item in _ahead(self._index, self._new_sources(uri)):
+            if isinstance(item, list):
+                self._add_images(item)
+            elif isinstance(item, TarIndex):
+                self._num_ignored += item.num_ignored
+                self._add_run(Run("tar", item.images[: self.room()], item.shard))
+            elif isinstance(item, FileInfo):
+                self._add_entries(item.uri, self._manifest_entries(item))
+            else:
+                self._add_table(item)
+            if self.room() == 0:
                 return
-        if not found:
-            raise InputError(f"{redact(uri)} matches nothing")
-        for error in missing:
-            self._add_images([lost_ref(canonical_uri(str(error.filename)), "missing", "named, but not there")])
         if self._cutter.num_images + self._num_duplicates == before:
-            others = ", ".join(f"{count} {kind} files" for kind, count in self._others.items())
-            hint = "; to read shards or manifests, name them or use a glob with their suffix" if others else ""
-            raise InputError(f"{redact(uri)} holds no images{f', but {others}' if others else ''}{hint}")
+            raise InputError(f"{redact(uri)} holds no images")
 
     def finish(self, inputs: Sequence[str]) -> WorkList:
         """Return the list."""
-        wanted = self._columns.id_column or self._columns.keep_columns
-        if wanted and not self._has_columns:
-            raise InputError("--id-column and --keep-columns apply to Parquet files and manifests; no input is one")
+        if (self._columns.id_column or self._columns.keep_columns) and not self._has_columns:
+            raise InputError("--id-column and --keep-columns are for Parquet files and manifests; no input is one")
         self._cutter.finish()
         return self._writer.finish(
             {
                 "num_images": self._cutter.num_images,
-                "num_shards": self._num_shards,
+                "num_shards": len(self._seen_shards),
                 "num_units": self._cutter.num_units,
                 "size_bytes": self._cutter.size_bytes,
                 "num_duplicates": self._num_duplicates,
@@ -183,156 +162,161 @@ class _Listing:
             }
         )
 
-    def _add_part(self, uri: str) -> bool:
-        """List an input without braces; return whether anything was there.
-
-        Raises:
-            FileNotFoundError: it names one file, which is not there; its `filename` is `uri`.
-        """
-        options = self._columns.storage_options
-        if has_magic(uri) and not _exists_here(uri):
-            wanted = file_kind(uri)
-            return self._add_files(glob_files(uri, options), "image" if wanted == "other" else wanted)
-        kind = file_kind(uri)
-        if kind in ("image", "other") and is_folder(uri, options):
-            return self._add_files(walk_folder(uri, options), "image")
-        if scheme_of(uri) in ("http", "https"):
-            file = FileInfo(canonical_uri(uri)) if kind in ("image", "other") else _stat_http(uri, options)
-        else:
-            try:
-                file = stat(uri, options)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(error.errno, "not there", uri) from error
-            except IsADirectoryError:
-                raise InputError(f"{redact(uri)} is a folder; use a glob such as {redact(uri)}/*{_suffix(uri)}") from None
-            except PermissionError as error:
-                file = FileInfo(canonical_uri(uri), status="denied", error=str(error))
-        return self._add_files(iter([file]), "image" if kind == "other" else kind, named=True)
-
-    def _add_files(self, files: Iterator[FileInfo], wanted: FileKind, *, named: bool = False) -> bool:
-        """List the files of a kind among `files`; return whether there was any file at all."""
-        found = False
-
-        def chosen() -> Iterator[FileInfo]:
-            nonlocal found
-            for file in files:
-                found = True
-                kind = file_kind(file.uri)
-                if named or kind == wanted or file.status != "ok":
-                    yield file
-                else:
-                    self._num_ignored += 1
-                    if kind != "other":
-                        self._others[kind] = self._others.get(kind, 0) + 1
-
-        if wanted == "image":
-            # The files of one folder or glob differ; those of several inputs may not.
-            for batch in _batches(map(_file_ref, chosen())):
-                self._add_images(batch)
-                if self._is_full():
-                    break
-        elif wanted == "manifest":
-            for file in chosen():
-                self._add_manifest(file)
-        else:
-            self._add_shards(chosen(), wanted)
-        return found
-
-    def _add_shards(self, files: Iterator[FileInfo], kind: FileKind) -> None:
-        def new_files() -> Iterator[FileInfo]:
-            for file in files:
-                if self._is_new(image_uid(file.uri, "", None)):
-                    yield file
-
-        index = self._index_tar if kind == "tar" else self._index_parquet
-        for result in _ahead(index, new_files()):
-            if isinstance(result, ImageRef):
-                self._add_images([result])
-            elif isinstance(result, TarIndex):
-                self._num_shards += 1
-                self._num_ignored += result.num_ignored
-                self._add_tar(result)
-            elif result.is_manifest:
-                self._has_columns = True
-                self._kept_types = merge_types(self._kept_types, result.kept_types)
-                self._add_entries(result.file.uri, read_parquet_manifest(result, self._columns.storage_options))
+    def _new_sources(self, uri: str) -> Iterator[Source]:
+        """Yield the sources of an input that are not ignored; of shards, those not seen before."""
+        for source in sources(uri, self._options):
+            if source.kind == "ignored":
+                self._num_ignored += 1
+            elif source.kind in ("tar", "parquet") and source.file.uri in self._seen_shards:
+                self._num_duplicates += 1
             else:
-                self._num_shards += 1
-                self._has_columns = True
-                self._kept_types = merge_types(self._kept_types, result.kept_types)
-                num_rows = min(result.num_rows, self._room())
-                if num_rows:
-                    self._add(Run("parquet", shard=result.shard, table=result, num_rows=num_rows))
-            if self._is_full():
-                return
+                if source.kind in ("tar", "parquet"):
+                    self._seen_shards.add(source.file.uri)
+                yield source
 
-    def _add_tar(self, index: TarIndex) -> None:
-        images = index.images[: self._room()]
-        self._num_lost += sum(image.status != "ok" for image in images)
-        if images:
-            self._add(Run("tar", images, shard=index.shard))
+    def _index(self, source: Source) -> list[ImageRef] | TarIndex | ParquetTable | FileInfo:
+        """Look into a shard; one that cannot be read becomes one image with a status."""
+        file = source.file
+        try:
+            if source.kind == "tar":
+                return index_tar(file, self._options)
+            if source.kind == "parquet":
+                columns = self._columns
+                return describe_parquet(
+                    file,
+                    image_column=columns.image_column,
+                    id_column=columns.id_column,
+                    keep_columns=columns.keep_columns,
+                    storage_options=self._options,
+                )
+            if source.kind == "manifest":
+                return file
+            return [lost_ref(file.uri, file.status, redact_text(file.error or ""))]
+        except pa.ArrowException as error:
+            status = "corrupt" if file.size_bytes else "empty"
+            return [lost_ref(file.uri, status, f"not a Parquet file, or cut: {error}")]
+        except OSError as error:
+            if is_transient(error):
+                raise
+            return [lost_ref(file.uri, failure_status(error), redact_text(str(error)))]
 
-    def _index_tar(self, file: FileInfo) -> TarIndex | ImageRef:
-        return _or_lost(file, lambda: index_tar(file, self._columns.storage_options))
+    def _add_table(self, table: ParquetTable) -> None:
+        self._note_columns(table.kept_types)
+        if table.is_manifest:
+            self._seen_shards.discard(table.file.uri)
+            self._add_entries(table.file.uri, read_parquet_manifest(table, self._options))
+        else:
+            self._add_run(Run("parquet", (), table.shard, table, min(table.num_rows, self.room())))
 
-    def _index_parquet(self, file: FileInfo) -> ParquetTable | ImageRef:
-        columns = self._columns
-        return _or_lost(
-            file,
-            lambda: describe_parquet(
-                file,
-                image_column=columns.image_column,
-                id_column=columns.id_column,
-                keep_columns=columns.keep_columns,
-                storage_options=columns.storage_options,
-            ),
-        )
-
-    def _add_manifest(self, file: FileInfo) -> None:
-        if file.status != "ok":
-            raise InputError(f"{redact(file.uri)}: {file.status}: {file.error}")
+    def _manifest_entries(self, file: FileInfo) -> Iterator[ManifestEntry]:
         columns = self._columns
         if not file.uri.lower().endswith(".txt"):
-            self._has_columns = True
-            self._kept_types = merge_types(self._kept_types, tuple((name, "string") for name in columns.keep_columns))
-        entries = read_manifest(
+            self._note_columns(tuple((name, "string") for name in columns.keep_columns))
+        return read_manifest(
             file,
             image_column=columns.image_column,
             id_column=columns.id_column,
             keep_columns=columns.keep_columns,
-            storage_options=columns.storage_options,
+            storage_options=self._options,
         )
-        self._add_entries(file.uri, entries)
 
     def _add_entries(self, manifest: str, entries: Iterator[ManifestEntry]) -> None:
         refs = (_entry_ref(manifest, entry) for entry in entries)
         first = list(itertools.islice(refs, SAMPLED_SIZES))
-        self._cutter.assumed_bytes = _mean_size(first, self._columns.storage_options) or self._cutter.assumed_bytes
-        for batch in _batches(itertools.chain(first, refs)):
+        self._cutter.assumed_bytes = _mean_size(first, self._options) or self._cutter.assumed_bytes
+        every = itertools.chain(first, refs)
+        while self.room() and (batch := list(itertools.islice(every, _BATCH))):
             self._add_images(batch)
-            if self._is_full():
-                return
 
     def _add_images(self, images: Iterable[ImageRef]) -> None:
-        new = [image for image in images if self._is_new(image.image_uid)][: self._room()]
-        self._num_lost += sum(image.status != "ok" for image in new)
-        if new:
-            self._add(Run("files", new))
+        new = []
+        for image in images:
+            if image.image_uid in self._seen_images:
+                self._num_duplicates += 1
+            else:
+                self._seen_images.add(image.image_uid)
+                new.append(image)
+        self._add_run(Run("files", new[: self.room()]))
 
-    def _add(self, run: Run) -> None:
+    def _add_run(self, run: Run) -> None:
+        self._num_lost += sum(image.status != "ok" for image in run.images)
         self._cutter.add(run)
         if self._progress is not None:
-            self._progress(self._cutter.num_images, self._num_shards)
+            self._progress(self._cutter.num_images, len(self._seen_shards))
 
-    def _is_new(self, uid: int) -> bool:
-        if uid in self._seen:
-            self._num_duplicates += 1
-            return False
-        self._seen.add(uid)
-        return True
+    def _note_columns(self, types: KeptTypes) -> None:
+        self._has_columns = True
+        self._kept_types = merge_types(self._kept_types, types)
 
-    def _room(self) -> int:
-        return (1 << 62) if self._limit is None else max(0, self._limit - self._cutter.num_images)
 
-    def _is_full(self) -> bool:
-        return self._room() == 0
+_Item = list[ImageRef] | TarIndex | ParquetTable | FileInfo
+
+
+def _ahead(index: Callable[[Source], _Item], found: Iterator[Source]) -> Iterator[_Item]:
+    """Yield lone images in batches and everything else indexed, in order, a few shards ahead of who reads."""
+    pool = ThreadPoolExecutor(INDEXERS, thread_name_prefix="index")
+    waiting: deque[Future[_Item] | list[ImageRef]] = deque()
+    try:
+        for source in found:
+            if source.kind == "image":
+                if not waiting or not isinstance(waiting[-1], list) or len(waiting[-1]) >= _BATCH:
+                    waiting.append([])
+                batch = waiting[-1]
+                assert isinstance(batch, list)
+                batch.append(_file_ref(source.file))
+            else:
+                waiting.append(pool.submit(index, source))
+            if len(waiting) > 2 * INDEXERS or (len(waiting) > 1 and isinstance(waiting[0], list)):
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(item: Future[_Item] | list[ImageRef]) -> _Item:
+    return item.result() if isinstance(item, Future) else item
+
+
+def _file_ref(file: FileInfo) -> ImageRef:
+    return ImageRef(image_uid(file.uri), file.uri, size_bytes=file.size_bytes, etag=file.etag)
+
+
+def _entry_ref(manifest: str, entry: ManifestEntry) -> ImageRef:
+    """Return the image that a line of a manifest names, or the row that says that it names none."""
+    if entry.uri is None:
+        return ImageRef(
+            image_uid(manifest, None, entry.number),
+            shard_image_uri(manifest, None, entry.number),
+            shard_uri=manifest,
+            row=entry.number,
+            image_id=entry.image_id,
+            kept=entry.kept,
+            status=entry.status,
+            error=entry.error,
+        )
+    size, etag = UNKNOWN_SIZE, ""
+    if entry.uri.startswith("file://"):  # on a disk this costs nothing
+        try:
+            found = os.stat(entry.uri.removeprefix("file://"))
+            size, etag = found.st_size, f"{found.st_mtime:.6f}"
+        except OSError:
+            pass
+    return ImageRef(
+        image_uid(entry.uri), entry.uri, image_id=entry.image_id, size_bytes=size, etag=etag, kept=entry.kept
+    )
+
+
+def _mean_size(images: Sequence[ImageRef], storage_options: StorageOptions) -> int:
+    """Return the mean encoded size of the images whose size is not known yet, 0 where it cannot be had."""
+    unknown = [image.image_uri for image in images if image.status == "ok" and image.size_bytes == UNKNOWN_SIZE]
+
+    def size_of(uri: str) -> int:
+        try:
+            return stat(uri, storage_options).size_bytes
+        except (OSError, InputError):
+            return UNKNOWN_SIZE
+
+    with ThreadPoolExecutor(INDEXERS) as pool:
+        sizes = [size for size in pool.map(size_of, unknown) if size > 0]
+    return sum(sizes) // len(sizes) if sizes else 0

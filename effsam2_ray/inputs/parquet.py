@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from effsam2_ray.errors import InputError
 from effsam2_ray.inputs.columns import KeptTypes, is_binary, is_text, kept_type, need_columns
 from effsam2_ray.inputs.work_list import Shard
-from effsam2_ray.storage import FileInfo, StorageOptions, open_seekable
+from effsam2_ray.storage import FileInfo, StorageOptions, failure_status, is_transient, open_seekable
 from effsam2_ray.uris import redact
 
 # Names looked for, best first.
@@ -150,7 +150,10 @@ def _group_rows(
             position += batch.num_rows
             if position >= high:
                 break
-    except (pa.ArrowException, UnicodeDecodeError, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
+        # Arrow calls damaged pages an OSError as well.
+        if isinstance(error, OSError) and (is_transient(error) or failure_status(error) != "unreadable"):
+            raise
         text = f"row group {group} cannot be decoded: {error}"
         yield from (ParquetRow(number, error=text) for number in range(done, high))
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
 from effsam2_ray.inputs.kinds import is_image_name
-from effsam2_ray.inputs.work_list import ImageRef, image_uid, shard_image_uri
+from effsam2_ray.inputs.work_list import ImageRef, Shard, image_uid, shard_image_uri
 from effsam2_ray.storage import FileInfo, StorageOptions, is_transient, open_seekable
 
 BLOCK = 512
@@ -38,6 +38,7 @@ _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError,
 class TarIndex:
     """The images of a shard in the order of its members, and the number of members that are no images by name."""
 
+    shard: Shard
     images: tuple[ImageRef, ...]
     num_ignored: int
 
@@ -73,6 +74,7 @@ def index_tar(shard: FileInfo, storage_options: StorageOptions = None) -> TarInd
     Raises:
         OSError: the storage fails. Damage inside the shard is no error: it gives images with a status.
     """
+    index = TarIndex(Shard(shard.uri, shard.size_bytes, shard.etag), (), 0)
     images: list[ImageRef] = []
     places: dict[str, tuple[int, int]] = {}
     ordinals: Counter[str] = Counter()
@@ -91,12 +93,12 @@ def index_tar(shard: FileInfo, storage_options: StorageOptions = None) -> TarInd
                 if image.status == "ok" and not _holds(stream, image.offset + image.size_bytes):
                     text = "the shard ends inside this image; whatever came after it is lost"
                     images.append(replace(image, status="truncated", error=text))
-                    return TarIndex(tuple(images), num_ignored)
+                    break
                 places[member.name] = (image.offset, image.size_bytes)
                 images.append(image)
         except _CutError as cut:
             images.append(lost_ref(shard.uri, *cut.args))
-    return TarIndex(tuple(images), num_ignored)
+    return replace(index, images=tuple(images), num_ignored=num_ignored)
 
 
 def lost_ref(shard_uri: str, status: str, error: str) -> ImageRef:
@@ -150,12 +152,12 @@ def _members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 position = archive.offset
                 yield member
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+            if start and position < 0:
+                return  # what follows a complete archive and is none itself is padding or a signature
             start = _next_archive(stream, archive.offset)
         except _DAMAGE as error:
             if isinstance(error, OSError) and is_transient(error):
                 raise
-            if start:
-                return  # what follows a complete archive and is none itself is padding or a signature
             raise _cut(stream, error) from error
 
 

@@ -144,7 +144,7 @@ class WorkList:
         """Open the bytes of a work list; `from_bytes` does so with a clear error."""
         self._data = data
         file = self._open()
-        metadata = file.schema_arrow.metadata or {}
+        metadata = file.metadata.metadata or {}
         if _SUMMARY_KEY not in metadata:
             raise InputError("not a work list: a Parquet file without its summary")
         values = json.loads(metadata[_SUMMARY_KEY])
@@ -294,7 +294,9 @@ class WorkListWriter:
 
 def shard_image_uri(shard_uri: str, member: str | None, row: int | None) -> str:
     """Return the name that an image inside a shard has in the output's `image_uri`."""
-    return f"{shard_uri}#row={row}" if member is None else f"{shard_uri}#{member}"
+    if member is None:
+        return f"{shard_uri}#row={row}"
+    return f"{shard_uri}#{member}" if member else shard_uri
 
 
 def _row_from_unit(unit: Unit) -> dict[str, Any]:

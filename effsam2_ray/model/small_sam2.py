@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam.transformer import TwoWayTransformer
+from sam2.modeling.sam2_base import SAM2Base
 
 
 class SmallSAM2(SAM2Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -44,9 +45,9 @@ def connect(address: str | None) -> bool:
         return False
     joining = address or os.environ.get("RAY_ADDRESS")
     if joining:
-        ray.init(address=joining, log_to_driver=False)
+        ray.init(address=joining, log_to_driver=False, logging_level=logging.WARNING)
         return False
-    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
     return True
 
 

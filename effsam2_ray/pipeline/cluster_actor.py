@@ -62,7 +62,7 @@ class ClusterPool:
                 asyncio.wrap_future(actor.find.remote(captured, size_hw, config).future()), self._timeout_s
             )
             return found
-        except (TimeoutError, asyncio.TimeoutError) as error:
+        except TimeoutError as error:
             ray.kill(actor)
             actor = self._start()
             raise TimeoutError(f"clustering took more than {self._timeout_s:g} s") from error

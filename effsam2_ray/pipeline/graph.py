@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +41,9 @@ def run_graph(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Restarts have no other way in; the package requires a Ray that still takes them.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     restarts = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_ACTOR_RESTARTS}
     summaries = (
         ray.data.from_arrow([to_table(task) for task in tasks])

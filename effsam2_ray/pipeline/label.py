@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from effsam2_ray.config import Config
 from effsam2_ray.errors import OutputError, StoppedError, TooManyFailuresError
 from effsam2_ray.fingerprint import fingerprint
@@ -106,7 +105,9 @@ def label(job: LabelJob, say: Callable[[str], None] = print) -> dict[str, Any]:
         tasks = _unfinished(work_list, finished)
         retries = _retries(output, work_list, finished) if job.options.retry_failed else []
         if not tasks and not retries and exists(output.meta_uri("summary.json"), output.storage_options):
-            say(f"{job.output} is complete: {work_list.num_images:,} images in {len(work_list):,} parts; nothing to do.")
+            say(
+                f"{job.output} is complete: {work_list.num_images:,} images in {len(work_list):,} parts; nothing to do."
+            )
         elif resumed:
             say(f"Resuming: {len(finished):,} of {len(work_list):,} units are done.")
         summaries: list[dict[str, Any]] = []
@@ -126,8 +127,6 @@ def label(job: LabelJob, say: Callable[[str], None] = print) -> dict[str, Any]:
     finally:
         if own_cluster:
             disconnect()
-
-
 
 
 def _model_info(job: LabelJob) -> ModelInfo:

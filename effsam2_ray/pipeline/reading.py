@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pyarrow as pa
+import ray
 
 from effsam2_ray.inputs.reader import read_unit
 from effsam2_ray.inputs.work_list import WorkList
@@ -12,12 +13,12 @@ from effsam2_ray.pipeline.payload import UnitImages, UnitTask, from_table, to_ta
 from effsam2_ray.storage import StorageOptions
 
 
-def read_units(table: pa.Table, work_list: bytes, storage_options: StorageOptions) -> pa.Table:
+def read_units(table: pa.Table, work_list: ray.ObjectRef, storage_options: StorageOptions) -> pa.Table:
     """Return the images of the units in a table's rows.
 
     Args:
         table: rows of `UnitTask`.
-        work_list: the frozen list; Ray keeps one copy a node and hands it to every task without copying.
+        work_list: the frozen list as bytes; Ray keeps one copy a node, and each process opens it once.
         storage_options: passed to fsspec.
     """
     units = _open(work_list)
@@ -31,5 +32,5 @@ def read_units(table: pa.Table, work_list: bytes, storage_options: StorageOption
 
 
 @functools.lru_cache(maxsize=1)
-def _open(work_list: bytes) -> WorkList:
-    return WorkList.from_bytes(work_list)
+def _open(work_list: ray.ObjectRef) -> WorkList:
+    return WorkList.from_bytes(ray.get(work_list))

@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
 from effsam2_ray.pipeline.cluster_actor import ClusterPool
 from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitImages, from_table, to_table
 from effsam2_ray.pipeline.watchdog import Watchdog
+from effsam2_ray.results import ImageCandidates
 
 T = TypeVar("T")
 
@@ -60,6 +62,12 @@ class SegmenterSpec:
     num_cluster_actors: int
     image_timeout_s: float | None
     output: OutputFolder
+
+
+@dataclass(frozen=True)
+class _Picture:
+    array: np.ndarray
+    load_s: float
 
 
 class Segmenter:
@@ -102,7 +110,9 @@ class Segmenter:
         todo = [index for index, outcome in enumerate(outcomes) if outcome is None]
 
         async def label(indices: Sequence[int]) -> None:
-            for index, outcome in zip(indices, await self._label_batch([images.records[i] for i in indices]), strict=True):
+            for index, outcome in zip(
+                indices, await self._label_batch([images.records[i] for i in indices]), strict=True
+            ):
                 outcomes[index] = outcome
 
         if attempt.alone:
@@ -118,7 +128,11 @@ class Segmenter:
         return UnitCandidates(images.task, [outcome for outcome in outcomes if outcome is not None])
 
     async def _label_alone(
-        self, attempt: Attempt, records: Sequence[ImageRecord], todo: Sequence[int], label: Callable[[Sequence[int]], Any]
+        self,
+        attempt: Attempt,
+        records: Sequence[ImageRecord],
+        todo: Sequence[int],
+        label: Callable[[Sequence[int]], Any],
     ) -> None:
         async with self._alone:
             for _ in range(self._batches):  # nothing else of this process is at work
@@ -136,50 +150,56 @@ class Segmenter:
 
     async def _label_batch(self, records: Sequence[ImageRecord]) -> list[ImageOutcome]:
         loaded = await asyncio.gather(*(self._load(record) for record in records))
-        good = [index for index, item in enumerate(loaded) if isinstance(item, np.ndarray)]
-        labelled = await self._segment([records[i] for i in good], [loaded[i] for i in good])
-        outcomes = dict(zip(good, labelled, strict=True))
-        return [outcomes.get(index) or item for index, item in enumerate(loaded)]
+        pictures = {index: item for index, item in enumerate(loaded) if isinstance(item, _Picture)}
+        outcomes = {index: item for index, item in enumerate(loaded) if isinstance(item, ImageOutcome)}
+        labelled = await self._segment([records[index] for index in pictures], list(pictures.values()))
+        outcomes.update(zip(pictures, labelled, strict=True))
+        return [outcomes[index] for index in range(len(records))]
 
-    async def _load(self, record: ImageRecord) -> np.ndarray | ImageOutcome:
+    async def _load(self, record: ImageRecord) -> _Picture | ImageOutcome:
         assert record.data is not None
         try:
-            return await self._run(self._loaders, self._watched, 1, decode_image, record.data)
+            return await self._run(self._loaders, self._watched, 1, _decode, record.data)
         except ImageError as error:
             return _failed(record, error.status, str(error), "load")
         except Exception as error:  # the one place where anything becomes a row with a status
             return _failed(record, "failed", f"{type(error).__name__}: {error}", "load")
 
-    async def _segment(self, records: Sequence[ImageRecord], arrays: Sequence[np.ndarray]) -> list[ImageOutcome]:
-        if not arrays:
+    async def _segment(self, records: Sequence[ImageRecord], pictures: Sequence[_Picture]) -> list[ImageOutcome]:
+        if not pictures:
             return []
         try:
-            encoded, encode_s = await self._run(
-                self._device_thread, self._watched, len(arrays), self._labeller.encode, arrays
-            )
-            found = await asyncio.gather(*(self._find(item) for item in encoded))
-            items = [(item, prompts, {"encode_s": encode_s}) for item, prompts in zip(encoded, found, strict=True)]
-            candidates = await self._run(self._device_thread, self._watched, len(arrays), self._labeller.decode, items)
+            candidates = await self._find_candidates(pictures)
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            if len(arrays) == 1:
+            if len(pictures) == 1:
                 return [_failed(records[0], "oom", str(error), "segment")]
-            middle = len(arrays) // 2
+            middle = len(pictures) // 2
         except TimeoutError as error:
-            if len(arrays) == 1:
+            if len(pictures) == 1:
                 return [_failed(records[0], "timeout", str(error), "cluster")]
-            middle = len(arrays) // 2
+            middle = len(pictures) // 2
         except Exception as error:  # the one place where anything becomes a row with a status
-            if len(arrays) == 1:
+            if len(pictures) == 1:
                 name = "" if isinstance(error, EffSam2Error) else f"{type(error).__name__}: "
                 return [_failed(records[0], "failed", f"{name}{error}", "segment")]
-            middle = len(arrays) // 2
+            middle = len(pictures) // 2
         else:
             return [
                 ImageOutcome(_without_data(record), image) for record, image in zip(records, candidates, strict=True)
             ]
-        first = await self._segment(records[:middle], arrays[:middle])
-        return first + await self._segment(records[middle:], arrays[middle:])
+        first = await self._segment(records[:middle], pictures[:middle])
+        return first + await self._segment(records[middle:], pictures[middle:])
+
+    async def _find_candidates(self, pictures: Sequence[_Picture]) -> list[ImageCandidates]:
+        num, arrays = len(pictures), [picture.array for picture in pictures]
+        encoded, encode_s = await self._run(self._device_thread, self._watched, num, self._labeller.encode, arrays)
+        found = await asyncio.gather(*(self._find(item) for item in encoded))
+        items = [
+            (item, prompts, {"load_s": picture.load_s, "encode_s": encode_s})
+            for item, prompts, picture in zip(encoded, found, pictures, strict=True)
+        ]
+        return await self._run(self._device_thread, self._watched, num, self._labeller.decode, items)
 
     async def _find(self, encoded: EncodedImage) -> FoundPrompts:
         captured, config = self._labeller.captured(encoded), self._labeller.config
@@ -204,6 +224,11 @@ class Segmenter:
             self._log.store(self._current)
 
 
+def _decode(data: bytes) -> _Picture:
+    start = time.perf_counter()
+    return _Picture(decode_image(data), time.perf_counter() - start)
+
+
 def _taken_down(here: dict[str, str], earlier: dict[str, str]) -> bool:
     """Whether an earlier attempt's process was ended from outside: with its job, or with its node."""
     if earlier["job"] != here["job"]:
@@ -218,7 +243,9 @@ def _known(record: ImageRecord, attempt: Attempt) -> ImageOutcome | None:
     verdict = attempt.verdict(record.image_uid)
     if verdict is None:
         return None
-    text = {"crashed": f"its process died {MAX_DEATHS} times", "timeout": "one step took longer than the limit"}[verdict]
+    text = {"crashed": f"its process died {MAX_DEATHS} times", "timeout": "one step took longer than the limit"}[
+        verdict
+    ]
     outcome = _failed(record, verdict, text, "segment")
     return dataclasses.replace(outcome, attempts=1 + attempt.deaths.get(str(record.image_uid), 1))
 

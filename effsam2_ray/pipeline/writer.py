@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def _total_length(lists: pa.ChunkedArray) -> int:
     return sum(len(chunk.flatten()) for chunk in lists.chunks)
 
 
-def _failure(unit_id: str, outcome: ImageOutcome) -> Mapping[str, Any] | Any:
+def _failure(unit_id: str, outcome: ImageOutcome) -> dict[str, Any]:
     record = outcome.record
     return {
         "image_uid": record.image_uid,

@@ -23,8 +23,8 @@ from effsam2_ray.inputs.reader import read_unit
 from effsam2_ray.inputs.work_list import Unit, WorkList
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.rle import Rle
-from effsam2_ray.storage import exists, open_seekable, read_bytes, stat
 from effsam2_ray.storage import StorageOptions as StorageOptions
+from effsam2_ray.storage import exists, open_seekable, read_bytes, stat
 
 _COLUMNS = [
     "image_uid",
