@@ -17,6 +17,7 @@ from PIL import Image
 
 from effsam2_ray.attention import CapturedHead
 from effsam2_ray.candidates import select_candidates
+from effsam2_ray.cluster_prompts import cluster_prompts
 from effsam2_ray.config import Config, preset_config
 from effsam2_ray.errors import ConfigError, ImageError
 from effsam2_ray.images import decode_image, rgb_array
@@ -24,7 +25,7 @@ from effsam2_ray.masks import Mask
 from effsam2_ray.model.interface import Decoded, EncodedImage, Head, ModelInfo, SegmentationModel
 from effsam2_ray.model.weights import load_model
 from effsam2_ray.postprocess import finish
-from effsam2_ray.prompts import Prompts, cluster_prompts, grid_prompts, random_prompts
+from effsam2_ray.prompts import Prompts, grid_prompts, random_prompts
 from effsam2_ray.results import ImageCandidates, LabelledImage
 from effsam2_ray.storage import read_bytes
 

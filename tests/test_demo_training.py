@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from effsam2_ray.demo.attention_taps import tap_attention
 from effsam2_ray.demo.losses import (
     attention_rows_loss,
     image_to_point_loss,
@@ -24,6 +23,7 @@ from effsam2_ray.demo.objective import IMAGE_MEAN, IMAGE_STD, decode, encode
 from effsam2_ray.demo.optimization import initialize, learning_rate, trainable_parameters
 from effsam2_ray.demo.train import DEMO_CONFIG, Phase, Plan, export, make_plan, steps_for, train
 from effsam2_ray.errors import ConfigError
+from effsam2_ray.model.attention_taps import tap_attention
 from effsam2_ray.model.build import build_model, load_config
 
 

@@ -46,10 +46,21 @@ def test_only_the_model_layer_imports_the_models(path: Path):
 
 LAYERS = [
     ["errors", "config"],
-    ["attention", "rle", "masks", "distances", "spanning_tree", "device_tree", "clustering", "medoids", "prompts"],
+    [
+        "attention",
+        "rle",
+        "masks",
+        "distances",
+        "spanning_tree",
+        "device_tree",
+        "clustering",
+        "medoids",
+        "prompts",
+        "cluster_prompts",
+    ],
     ["candidates", "merging", "nms", "filters", "results", "postprocess", "metrics"],
     ["model"],
-    ["fingerprint", "images", "storage", "inputs", "schema", "output"],
+    ["fingerprint", "images", "uris", "storage", "inputs", "schema", "output"],
     ["labeller"],
     ["demo", "show"],
     ["pipeline"],

@@ -7,18 +7,11 @@ from attention_maps import PRESETS, blob_head
 from sam2.utils.amg import build_point_grid
 
 from effsam2_ray.attention import CapturedHead
+from effsam2_ray.cluster_prompts import attention_trees, cluster_centres, cluster_prompts, cluster_prompts_many
 from effsam2_ray.clustering import cluster_distances, cluster_tree
 from effsam2_ray.distances import cosine_distances, unit_rows
 from effsam2_ray.medoids import medoids
-from effsam2_ray.prompts import (
-    attention_trees,
-    cluster_centres,
-    cluster_prompts,
-    cluster_prompts_many,
-    grid_prompts,
-    patch_centres,
-    random_prompts,
-)
+from effsam2_ray.prompts import grid_prompts, patch_centres, random_prompts
 from effsam2_ray.spanning_tree import merge_ties_at_once
 
 STEPS = {"attention_s", "distances_s", "spanning_tree_s", "tree_select_s", "medoids_s"}

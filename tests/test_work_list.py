@@ -69,15 +69,15 @@ def test_units_come_back_as_they_were():
         Run("parquet", (), table.shard, table, 5),
     ]
     work_list = WorkList.from_bytes(build(runs).to_bytes())
-    assert [unit.kind for unit in work_list.units()] == ["files"] * 2 + ["files"] + ["tar"] * 3 + ["parquet"] * 5
+    assert [unit.kind for unit in work_list.units()] == ["files"] * 2 + ["tar"] * 2 + ["parquet"] * 3
     images = [image for unit in work_list.units() for image in unit.images]
     assert images[:6] == [*runs[0].images, *tar_images]
     assert [(image.row, image.image_uri) for image in images[6:]] == [
         (row, f"s3://b/t.parquet#row={row}") for row in range(5)
     ]
-    assert work_list.unit(3).shard == shard
-    assert work_list.unit(6).shard == Shard("s3://b/t.parquet", 900, "e2", "image", "id")
-    assert [unit.size_bytes for unit in work_list.units()][6:] == [100, 100, 100, 450, 450]
+    assert work_list.unit(2).shard == shard
+    assert work_list.unit(5).shard == Shard("s3://b/t.parquet", 900, "e2", "image", "id")
+    assert [unit.size_bytes for unit in work_list.units()][4:] == [200, 550, 450]
     assert work_list.unit(0).kept_types == (("n", "int64"),)
     assert work_list.kept_schema == {"n": pa.int64()}
     assert work_list.summary.num_images == work_list.num_images == 11

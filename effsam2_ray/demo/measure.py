@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
+from effsam2_ray.cluster_prompts import cluster_prompts
 from effsam2_ray.config import Config
 from effsam2_ray.demo.scene_pool import interior_point
 from effsam2_ray.demo.scenes import draw_scene, held_out_seed
@@ -17,7 +18,6 @@ from effsam2_ray.labeller import Labeller
 from effsam2_ray.metrics import best_iou, label_map_iou, object_masks
 from effsam2_ray.model.interface import Head, SegmentationModel
 from effsam2_ray.postprocess import finish
-from effsam2_ray.prompts import cluster_prompts
 
 # Objects of interest cover more than this share of their picture.
 MIN_AREA_FRAC = 0.005

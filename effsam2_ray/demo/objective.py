@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from effsam2_ray.demo.attention_taps import Taps, tap_attention
 from effsam2_ray.demo.losses import (
     affinity_loss,
     attention_rows_loss,
@@ -19,6 +18,7 @@ from effsam2_ray.demo.losses import (
     same_region,
 )
 from effsam2_ray.demo.scene_pool import Batch
+from effsam2_ray.model.attention_taps import Taps, tap_attention
 from effsam2_ray.model.small_sam2 import SmallSAM2
 
 # SAM 2's normalisation of pictures in [0, 1].

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from sam2.modeling.sam.transformer import Attention
 
+from effsam2_ray.model.attention_taps import Attention
 from effsam2_ray.model.small_sam2 import SmallSAM2
 
 MUON_RATE = 2e-3

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from stat import S_ISREG
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -177,10 +178,12 @@ def _local_level(uri: str) -> Iterator[Entry]:
             yield Entry(name[:-1], True, FileInfo(child))
             continue
         try:
-            stat = os.stat(_local_path(child))
-            yield Entry(name, False, FileInfo(child, stat.st_size, f"{stat.st_mtime:.6f}"))
+            found = os.stat(_local_path(child))
         except OSError:  # a link to nowhere, or gone since: reading will say so
             yield Entry(name, False, FileInfo(child))
+            continue
+        size = found.st_size if S_ISREG(found.st_mode) else -1
+        yield Entry(name, False, FileInfo(child, size, f"{found.st_mtime:.6f}"))
 
 
 def _walker(fs: Any, uri: str, chain: tuple[str, ...]) -> Callable[[], Iterator[FileInfo]]:

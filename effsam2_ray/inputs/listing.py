@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from stat import S_ISREG
 
 import pyarrow as pa
 
@@ -118,7 +119,7 @@ class _Listing:
         self._seen_images: set[int] = set()
         self._seen_shards: set[str] = set()
         self._kept_types: KeptTypes = ()
-        self._num_duplicates = self._num_ignored = self._num_lost = 0
+        self._num_shards = self._num_duplicates = self._num_ignored = self._num_lost = 0
         self._has_columns = False
 
     def room(self) -> int:
@@ -132,6 +133,7 @@ class _Listing:
             if isinstance(item, list):
                 self._add_images(item)
             elif isinstance(item, TarIndex):
+                self._num_shards += 1
                 self._num_ignored += item.num_ignored
                 self._add_run(Run("tar", item.images[: self.room()], item.shard))
             elif isinstance(item, FileInfo):
@@ -151,7 +153,7 @@ class _Listing:
         return self._writer.finish(
             {
                 "num_images": self._cutter.num_images,
-                "num_shards": len(self._seen_shards),
+                "num_shards": self._num_shards,
                 "num_units": self._cutter.num_units,
                 "size_bytes": self._cutter.size_bytes,
                 "num_duplicates": self._num_duplicates,
@@ -203,9 +205,9 @@ class _Listing:
     def _add_table(self, table: ParquetTable) -> None:
         self._note_columns(table.kept_types)
         if table.is_manifest:
-            self._seen_shards.discard(table.file.uri)
             self._add_entries(table.file.uri, read_parquet_manifest(table, self._options))
         else:
+            self._num_shards += 1
             self._add_run(Run("parquet", (), table.shard, table, min(table.num_rows, self.room())))
 
     def _manifest_entries(self, file: FileInfo) -> Iterator[ManifestEntry]:
@@ -242,7 +244,7 @@ class _Listing:
         self._num_lost += sum(image.status != "ok" for image in run.images)
         self._cutter.add(run)
         if self._progress is not None:
-            self._progress(self._cutter.num_images, len(self._seen_shards))
+            self._progress(self._cutter.num_images, self._num_shards)
 
     def _note_columns(self, types: KeptTypes) -> None:
         self._has_columns = True
@@ -299,7 +301,8 @@ def _entry_ref(manifest: str, entry: ManifestEntry) -> ImageRef:
     if entry.uri.startswith("file://"):  # on a disk this costs nothing
         try:
             found = os.stat(entry.uri.removeprefix("file://"))
-            size, etag = found.st_size, f"{found.st_mtime:.6f}"
+            if S_ISREG(found.st_mode):
+                size, etag = found.st_size, f"{found.st_mtime:.6f}"
         except OSError:
             pass
     return ImageRef(

@@ -153,7 +153,7 @@ class WorkList:
         values["kept_types"] = tuple(tuple(pair) for pair in values["kept_types"])
         values["inputs"] = tuple(values["inputs"])
         self.summary = WorkListSummary(**values)
-        columns: dict[str, list[Any]] = file.read(columns=["unit_id", "num_images"]).to_pydict()
+        columns: dict[str, list[Any]] = file.read(columns=["unit_id", "num_images"], use_threads=False).to_pydict()
         self.unit_ids: tuple[str, ...] = tuple(columns["unit_id"])
         self.unit_num_images: tuple[int, ...] = tuple(columns["num_images"])
 
@@ -190,7 +190,7 @@ class WorkList:
     def unit(self, number: int) -> Unit:
         """Return the unit at a position in the list."""
         group, place = divmod(number, UNITS_PER_ROW_GROUP)
-        row = self._open().read_row_group(group).slice(place, 1).to_pylist()[0]
+        row = self._open().read_row_group(group, use_threads=False).slice(place, 1).to_pylist()[0]
         return _unit_from_row(row, self.summary.kept_types)
 
     def units(self, skip: Container[str] = ()) -> Iterator[Unit]:
@@ -200,7 +200,7 @@ class WorkList:
             ids = self.unit_ids[first : first + UNITS_PER_ROW_GROUP]
             places = [place for place, unit_id in enumerate(ids) if unit_id not in skip]
             if places:
-                table = file.read_row_group(first // UNITS_PER_ROW_GROUP)
+                table = file.read_row_group(first // UNITS_PER_ROW_GROUP, use_threads=False)
                 for place in places:
                     yield _unit_from_row(table.slice(place, 1).to_pylist()[0], self.summary.kept_types)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from effsam2_ray.attention import CapturedHead
+from effsam2_ray.cluster_prompts import select_clusters
+from effsam2_ray.clustering import Clusters
 from effsam2_ray.config import Config
 from effsam2_ray.labeller import FoundPrompts, find_prompts
 
@@ -24,6 +27,10 @@ class ClusterActor:
     def find(self, captured: CapturedHead, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
         """Return the prompts of one picture (`effsam2_ray.labeller.find_prompts`)."""
         return find_prompts(captured, size_hw, config)
+
+    def select(self, edges: np.ndarray, ties_at_once: bool, min_cluster_size: int) -> Clusters:
+        """Return the clusters of one picture's spanning tree (`effsam2_ray.cluster_prompts.select_clusters`)."""
+        return select_clusters(edges, ties_at_once, min_cluster_size)
 
     def ready(self) -> bool:
         """Answer once the actor has started."""
@@ -47,21 +54,32 @@ class ClusterPool:
         self._free: asyncio.Queue[Any] | None = None
 
     async def find(self, captured: CapturedHead, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
-        """Return the prompts of one picture.
+        """Return the prompts of one picture whose captured head lies in host memory.
 
         Raises:
             TimeoutError: the picture took too long; its actor was replaced.
         """
+        found: FoundPrompts = await self._call("find", captured, size_hw, config)
+        return found
+
+    async def select(self, edges: np.ndarray, ties_at_once: bool, min_cluster_size: int) -> Clusters:
+        """Return the clusters of one picture whose spanning tree was found on a device.
+
+        Raises:
+            TimeoutError: the picture took too long; its actor was replaced.
+        """
+        clusters: Clusters = await self._call("select", edges, ties_at_once, min_cluster_size)
+        return clusters
+
+    async def _call(self, method: str, *args: Any) -> Any:
         if self._free is None:  # a queue belongs to the loop that first waits on it
             self._free = asyncio.Queue()
             for actor in self._actors:
                 self._free.put_nowait(actor)
         actor = await self._free.get()
         try:
-            found: FoundPrompts = await asyncio.wait_for(
-                asyncio.wrap_future(actor.find.remote(captured, size_hw, config).future()), self._timeout_s
-            )
-            return found
+            future = getattr(actor, method).remote(*args).future()
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout_s)
         except TimeoutError as error:
             ray.kill(actor)
             actor = self._start()

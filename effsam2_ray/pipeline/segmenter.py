@@ -21,6 +21,9 @@ import pyarrow as pa
 import ray
 import torch
 
+from effsam2_ray.attention import CapturedHead
+from effsam2_ray.cluster_prompts import AttentionTrees, attention_trees, cluster_centres
+from effsam2_ray.clustering import Clusters
 from effsam2_ray.config import Config
 from effsam2_ray.errors import EffSam2Error, ImageError
 from effsam2_ray.images import decode_image
@@ -207,7 +210,29 @@ class Segmenter:
             return await self._run(
                 self._device_thread, self._watched, 1, find_prompts, captured, encoded.size_hw, config
             )
-        return await self._clusters.find(captured, encoded.size_hw, config)
+        if captured.q.device.type == "cpu":
+            return await self._clusters.find(captured, encoded.size_hw, config)
+        # Only tree edges leave the device, and labels come back.
+        cluster = config.cluster
+        trees = await self._run(
+            self._device_thread, self._watched, 1, attention_trees, captured, [cluster.min_samples], cluster.noise_floor
+        )
+        edges = trees.edges[cluster.min_samples]
+        start = time.perf_counter()
+        clusters = await self._clusters.select(edges, trees.ties_at_once, cluster.min_cluster_size)
+        tree_select_s = time.perf_counter() - start
+        return await self._run(
+            self._device_thread,
+            self._watched,
+            1,
+            _prompts_from,
+            trees,
+            clusters,
+            captured,
+            encoded,
+            tree_select_s,
+            config,
+        )
 
     def _watched(self, num_images: int, function: Callable[..., T], *args: Any) -> T:
         limit_s = self._spec.image_timeout_s
@@ -222,6 +247,26 @@ class Segmenter:
         if self._current is not None and self._current.current_uid is not None:
             self._current.verdicts[str(self._current.current_uid)] = "timeout"
             self._log.store(self._current)
+
+
+def _prompts_from(
+    trees: AttentionTrees,
+    clusters: Clusters,
+    captured: CapturedHead,
+    encoded: EncodedImage,
+    tree_select_s: float,
+    config: Config,
+) -> FoundPrompts:
+    start = time.perf_counter()
+    prompts = cluster_centres(trees.rows, clusters, captured.grid_hw, encoded.size_hw)
+    step_s = {
+        "attention_s": trees.attention_s,
+        "distances_s": trees.distances_s,
+        "spanning_tree_s": trees.tree_s[config.cluster.min_samples],
+        "tree_select_s": tree_select_s,
+        "medoids_s": time.perf_counter() - start,
+    }
+    return FoundPrompts(prompts, clusters.labels.reshape(captured.grid_hw).astype(np.int16), step_s)
 
 
 def _decode(data: bytes) -> _Picture:

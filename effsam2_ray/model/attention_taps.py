@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from sam2.modeling.backbones.hieradet import MultiScaleAttention, do_pool
-from sam2.modeling.sam.transformer import Attention
+from sam2.modeling.sam.transformer import Attention as Attention
 
 Taps = dict[str, torch.Tensor]
 

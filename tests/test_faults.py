@@ -1,0 +1,160 @@
+"""Real kills: of the segmenter, of the driver, and of whoever touches one picture. Every image still gets one row."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from effsam2_ray.demo.scenes import draw_scene
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_PICTURES = 12
+SETTINGS = ["--prompts", "grid:12", "--set", "decode.pred_iou_thresh=0.3", "--set", "decode.stability_score_thresh=0.5"]
+
+# Read by every Python process of the job: one picture kills whoever decodes it, another never ends, inside a C call.
+POISON = """
+import os, signal, sys
+import PIL.Image
+_open = PIL.Image.open
+def open_poisoned(file, *args, **kwargs):
+    data = file.getvalue() if hasattr(file, "getvalue") else b""
+    if b"KILLS ITS PROCESS" in data:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if b"HANGS IN A C CALL" in data:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        signal.sigwait([signal.SIGUSR1])
+    return _open(file, *args, **kwargs)
+PIL.Image.open = open_poisoned
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed in range(NUM_PICTURES):
+        Image.fromarray(draw_scene(seed, (96, 128)).image).save(folder / f"{seed:02d}.png")
+    return folder
+
+
+def start(pictures: Path, out: Path, *options: str, poison: Path | None = None) -> subprocess.Popen[str]:
+    path = [str(ROOT), *([str(poison)] if poison else [])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-m", "effsam2_ray", "label", str(pictures), "--output", str(out), *SETTINGS, *options]
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=400)
+    return process.returncode, output
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, f"the job ended too early:\n{process.stdout.read()}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def segmenters(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "Segmenter" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def rows_of(out: Path) -> dict[int, dict]:
+    rows = pq.read_table(out).to_pylist()
+    by_uid = {row["image_uid"]: {**row, "step_s": None} for row in rows}
+    assert len(by_uid) == len(rows), "an image has two rows"
+    return by_uid
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures, tmp_path_factory) -> dict[int, dict]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    code, output = finish(start(pictures, out))
+    assert code == 0, output
+    rows = rows_of(out)
+    assert len(rows) == NUM_PICTURES and sum(len(row["masks"]) for row in rows.values()) > NUM_PICTURES
+    return rows
+
+
+def test_killed_segmenters_cost_no_image(pictures, undisturbed, tmp_path):
+    process = start(pictures, tmp_path / "out")
+    killed: set[int] = set()
+    attempts = tmp_path / "out" / "_meta" / "attempts"
+    for _ in range(3):
+        wait_for(lambda: any(attempts.glob("*.json")) and bool({p.pid for p in segmenters(process)} - killed), process)
+        for victim in segmenters(process):
+            victim.kill()
+            killed.add(victim.pid)
+    code, output = finish(process)
+    assert code == 0, output
+    assert rows_of(tmp_path / "out") == undisturbed
+
+
+def test_killed_driver_goes_on_where_it_was(pictures, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(pictures, out)
+    wait_for(lambda: len(list(out.glob("*.parquet"))) >= 1, process)
+    members = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in members:  # the driver and the Ray that it started, all at once
+        if member.is_running():
+            member.kill()
+    process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert len(done) < NUM_PICTURES
+    code, output = finish(start(pictures, out))
+    assert code == 0 and "Resuming" in output, output
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    assert rows_of(out) == undisturbed
+
+
+def test_sigterm_ends_with_exit_code_4_and_says_how_to_go_on(pictures, tmp_path):
+    out = tmp_path / "out"
+    process = start(pictures, out)
+    wait_for(lambda: len(list(out.glob("*.parquet"))) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 4 and "run the same command again to go on" in output, output
+
+
+def test_a_picture_that_kills_or_hangs_its_process_costs_only_itself(pictures, undisturbed, tmp_path):
+    folder, poison = tmp_path / "in", tmp_path / "poison"
+    folder.mkdir()
+    poison.mkdir()
+    (poison / "sitecustomize.py").write_text(POISON)
+    for path in pictures.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    picture = (folder / "00.png").read_bytes()
+    (folder / "killer.png").write_bytes(picture + b"KILLS ITS PROCESS")
+    (folder / "sleeper.png").write_bytes(picture + b"HANGS IN A C CALL")
+    process = start(folder, tmp_path / "out", "--image-timeout", "20", "--num-cluster-actors", "0", poison=poison)
+    code, output = finish(process)
+    assert code == 0, output
+    rows = {Path(row["image_uri"]).name: row for row in rows_of(tmp_path / "out").values()}
+    assert len(rows) == NUM_PICTURES + 2
+    assert (rows["killer.png"]["status"], rows["sleeper.png"]["status"]) == ("crashed", "timeout")
+    expected = {Path(row["image_uri"]).name: row["masks"] for row in undisturbed.values()}
+    for name, masks in expected.items():
+        assert rows[name]["masks"] == masks
+    failures = pq.read_table(tmp_path / "out" / "_meta" / "failures.parquet").to_pylist()
+    assert {f["status"] for f in failures} == {"crashed", "timeout"} and np.all([f["attempts"] >= 2 for f in failures])
