@@ -66,7 +66,7 @@ class AttentionTrees:
 
 
 def cluster_centres(
-    rows: torch.Tensor, clusters: Clusters, grid_hw: tuple[int, int], size_hw: tuple[int, int]
+    rows: torch.Tensor, clusters: Clusters, grid_hw: tuple[int, int], extent_hw: tuple[float, float]
 ) -> Prompts:
     """Return one prompt for each cluster, at the centre of its medoid's patch.
 
@@ -74,10 +74,10 @@ def cluster_centres(
         rows: (N, D) unit rows of the patches, on any device.
         clusters: labels of the N patches.
         grid_hw: (rows, columns) of patches.
-        size_hw: (height, width) of the picture in pixels.
+        extent_hw: (height, width) in pixels that the grid covers: the picture's, but for SAM 1's padded last patches.
     """
     return Prompts(
-        point_coords=patch_centres(medoids(rows, clusters.labels), grid_hw, size_hw),
+        point_coords=patch_centres(medoids(rows, clusters.labels), grid_hw, extent_hw),
         cluster_size=np.bincount(clusters.labels + 1, minlength=1)[1:].astype(np.int32),
         persistence=clusters.persistence.astype(np.float32),
     )
@@ -134,7 +134,7 @@ def select_clusters(edges: np.ndarray, ties_at_once: bool, min_cluster_size: int
 
 def cluster_prompts_many(
     captured: CapturedHead,
-    size_hw: tuple[int, int],
+    extent_hw: tuple[float, float],
     presets: Sequence[tuple[int, int]],
     noise_floor: float = NOISE_FLOOR,
     on_device: bool | None = None,
@@ -143,7 +143,7 @@ def cluster_prompts_many(
 
     Args:
         captured: attention head of the picture.
-        size_hw: (height, width) of the picture in pixels.
+        extent_hw: (height, width) in pixels that the grid covers: the picture's, but for SAM 1's padded last patches.
         presets: (min_samples, min_cluster_size) of each.
         noise_floor: where no distance between patches reaches it, there are no prompts.
         on_device: see `attention_trees`.
@@ -168,7 +168,7 @@ def cluster_prompts_many(
             merge_order[min_samples] = merge_ties_at_once(edges) if trees.ties_at_once else edges
         clusters = cluster_tree(merge_order[min_samples], min_cluster_size)
         tree_select_end = time.perf_counter()
-        prompts = cluster_centres(trees.rows, clusters, captured.grid_hw, size_hw)
+        prompts = cluster_centres(trees.rows, clusters, captured.grid_hw, extent_hw)
         step_s["tree_select_s"] = tree_select_end - start
         step_s["medoids_s"] = time.perf_counter() - tree_select_end
         results.append(ClusterPrompts(prompts, clusters.labels.reshape(captured.grid_hw).astype(np.int16), step_s))
@@ -177,13 +177,13 @@ def cluster_prompts_many(
 
 def cluster_prompts(
     captured: CapturedHead,
-    size_hw: tuple[int, int],
+    extent_hw: tuple[float, float],
     min_samples: int,
     min_cluster_size: int,
     noise_floor: float = NOISE_FLOOR,
 ) -> ClusterPrompts:
     """Return the prompts of one picture for one preset; see `cluster_prompts_many`."""
-    return cluster_prompts_many(captured, size_hw, [(min_samples, min_cluster_size)], noise_floor)[0]
+    return cluster_prompts_many(captured, extent_hw, [(min_samples, min_cluster_size)], noise_floor)[0]
 
 
 def _clock(device: torch.device) -> float:

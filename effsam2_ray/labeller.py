@@ -71,12 +71,15 @@ def resolve_config(config: Config, info: ModelInfo) -> Config:
     return dataclasses.replace(config, attention=attention, decode=decode)
 
 
-def find_prompts(captured: CapturedHead | None, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
+def find_prompts(
+    captured: CapturedHead | None, size_hw: tuple[int, int], extent_hw: tuple[float, float], config: Config
+) -> FoundPrompts:
     """Return the point prompts of one picture: cluster medoids, a grid, or random points.
 
     Args:
         captured: the captured head; may be None for grid and random prompts.
         size_hw: (height, width) of the picture in pixels.
+        extent_hw: (height, width) in pixels that the grid of patches covers (`EncodedImage.grid_extent_hw`).
         config: a resolved configuration.
     """
     settings = config.prompts
@@ -87,7 +90,7 @@ def find_prompts(captured: CapturedHead | None, size_hw: tuple[int, int], config
     if captured is None:
         raise ConfigError("prompts from clusters need a captured attention head")
     cluster = config.cluster
-    found = cluster_prompts(captured, size_hw, cluster.min_samples, cluster.min_cluster_size, cluster.noise_floor)
+    found = cluster_prompts(captured, extent_hw, cluster.min_samples, cluster.min_cluster_size, cluster.noise_floor)
     return FoundPrompts(found.prompts, found.labels, dict(found.step_s))
 
 
@@ -178,7 +181,9 @@ class Labeller:
                 arrays.append(load_picture(image))
                 load_s.append(time.perf_counter() - began)
             encoded, encode_s = self.encode(arrays)
-            found = [find_prompts(self.captured(item), item.size_hw, self.config) for item in encoded]
+            found = [
+                find_prompts(self.captured(item), item.size_hw, item.grid_extent_hw, self.config) for item in encoded
+            ]
             items = [
                 (item, prompts, {"load_s": seconds, "encode_s": encode_s})
                 for item, prompts, seconds in zip(encoded, found, load_s, strict=True)

@@ -29,7 +29,7 @@ class Prompts:
         return len(self.point_coords)
 
 
-def patch_centres(indices: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> np.ndarray:
+def patch_centres(indices: np.ndarray, grid_hw: tuple[int, int], size_hw: tuple[float, float]) -> np.ndarray:
     """Return the centres of patches in a picture that the grid of patches covers exactly.
 
     Args:

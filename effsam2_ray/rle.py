@@ -25,6 +25,10 @@ _MAX_PIXELS = 2**32 - 1
 _MAX_CHARS_PER_RUN = 7
 
 
+# Asked for the areas of more masks at once, pycocotools 2.0 raises OverflowError: it puts their number into a uint8.
+_MOST_AREAS = 255
+
+
 @dataclass(frozen=True)
 class Rle:
     """One mask as COCO's compressed runs.
@@ -181,10 +185,12 @@ def decode(rles: Sequence[Rle]) -> np.ndarray:
 
 def areas(rles: Sequence[Rle]) -> np.ndarray:
     """Return the pixels on each object, (P,) int64."""
-    if not rles:
-        return np.zeros(0, np.int64)
     # pycocotools gives uint32, in which a difference of areas would wrap.
-    return np.asarray(coco_mask.area([_coco(rle) for rle in rles])).astype(np.int64)
+    parts = [
+        np.asarray(coco_mask.area([_coco(rle) for rle in rles[start : start + _MOST_AREAS]])).astype(np.int64)
+        for start in range(0, len(rles), _MOST_AREAS)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def boxes(rles: Sequence[Rle]) -> np.ndarray:

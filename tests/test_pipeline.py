@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from object_store import ObjectStore, s3, s3_endpoint  # noqa: F401  fixtures
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -232,3 +233,56 @@ def test_output_folder_lists_what_the_job_wrote(run):
     assert np.isclose(
         summary["prompts_per_image"], np.mean([r["num_prompts"] for r in rows_of(out) if r["status"] == "ok"])
     )
+
+
+def test_input_and_output_on_an_object_store(two_cpus, s3: ObjectStore, pictures):  # noqa: F811
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in pictures.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    shard = s3.put("in/shard-0.tar", buffer.getvalue())
+    out = f"{s3.root}/out"
+    summary = label(LabelJob((shard,), out, CONFIG, storage_options=s3.options), say=lambda line: None)
+    assert summary["statuses"] == {"ok": 3}
+    folder = OutputFolder(out, s3.options)
+    rows = [row for unit in folder.finished_units() for row in folder.read_part(unit).to_pylist()]
+    labeller = Labeller.from_weights("demo", config=CONFIG)
+    for row in rows:
+        expected = [mask.segmentation.to_coco() for mask in labeller.label(pictures[row["member"]]).masks]
+        assert [mask["segmentation"] for mask in row["masks"]] == expected
+    assert "endpoint_url" not in json.dumps(folder.read_job())
+
+
+@pytest.mark.soak
+def test_all_photographs_give_the_same_masks_from_every_kind_of_input(two_cpus, shared_data, tmp_path):
+    photos = sorted((shared_data / "coco_val2017" / "images").glob("*.jpg"))
+    assert len(photos) == 88
+    encoded = {path.name: path.read_bytes() for path in photos}
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for path in photos:
+            tar.add(path, path.name)
+    pq.write_table(pa.table({"image": list(encoded.values()), "name": list(encoded)}), tmp_path / "table.parquet")
+    (tmp_path / "copies").mkdir()
+    for name, data in encoded.items():
+        (tmp_path / "copies" / name).write_bytes(data)
+    (tmp_path / "list.csv").write_text("uri,name\n" + "".join(f"copies/{name},{name}\n" for name in encoded))
+    inputs = {
+        "folder": str(photos[0].parent),
+        "tar": str(tmp_path / "shard.tar"),
+        "parquet": str(tmp_path / "table.parquet"),
+        "manifest": str(tmp_path / "list.csv"),
+    }
+    masks: dict[str, dict[str, list]] = {}
+    for kind, uri in inputs.items():
+        id_column = "name" if kind in ("parquet", "manifest") else None
+        job = LabelJob((uri,), str(tmp_path / kind), preset_config("low_latency"), id_column=id_column)
+        assert label(job)["statuses"] == {"ok": 88}
+        name_of = {"folder": lambda r: Path(r["image_uri"]).name, "tar": lambda r: r["member"]}
+        name = name_of.get(kind, lambda r: r["image_id"])
+        masks[kind] = {name(row): row["masks"] for row in rows_of(tmp_path / kind)}
+    assert masks["folder"].keys() == set(encoded)
+    assert masks["tar"] == masks["folder"] and masks["parquet"] == masks["folder"]
+    assert masks["manifest"] == masks["folder"]
+    assert sum(map(len, masks["folder"].values())) > 88

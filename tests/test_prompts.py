@@ -48,7 +48,7 @@ def test_prompts_are_the_medoids_of_hdbscans_clusters():
     head = blob_head((24, 32), 14, seed=1)
     rows = unit_rows(head.attention())
     clusters = cluster_distances(cosine_distances(rows), 2, 5)
-    found = cluster_prompts(head, size_hw=(333, 777), min_samples=2, min_cluster_size=5)
+    found = cluster_prompts(head, extent_hw=(333, 777), min_samples=2, min_cluster_size=5)
     assert found.labels.dtype == np.int16 and found.labels.shape == (24, 32)
     assert np.array_equal(found.labels.ravel(), clusters.labels)
     assert len(found.prompts) == clusters.num_clusters > 5
@@ -61,7 +61,7 @@ def test_prompts_are_the_medoids_of_hdbscans_clusters():
 
 
 def test_each_prompt_lies_in_a_patch_of_its_own_cluster():
-    found = cluster_prompts(blob_head((24, 32), 14, seed=2), size_hw=(240, 640), min_samples=2, min_cluster_size=5)
+    found = cluster_prompts(blob_head((24, 32), 14, seed=2), extent_hw=(240, 640), min_samples=2, min_cluster_size=5)
     columns, rows = (found.prompts.point_coords // [20, 10]).astype(int).T
     assert found.labels[rows, columns].tolist() == list(range(len(found.prompts)))
 

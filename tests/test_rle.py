@@ -183,3 +183,10 @@ def test_masks_of_several_sizes_are_refused():
             operation()
     with pytest.raises(MaskError, match="no masks"):
         union([])
+
+
+def test_areas_of_more_masks_than_pycocotools_takes_at_once() -> None:
+    masks = np.zeros((600, 4, 8), bool)
+    for index, mask in enumerate(masks):
+        mask.reshape(-1)[: index % 33] = True
+    assert areas(encode(masks)).tolist() == [index % 33 for index in range(600)]

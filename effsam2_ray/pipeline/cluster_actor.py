@@ -24,9 +24,11 @@ class ClusterActor:
 
         torch.set_num_threads(1)
 
-    def find(self, captured: CapturedHead, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
+    def find(
+        self, captured: CapturedHead, size_hw: tuple[int, int], extent_hw: tuple[float, float], config: Config
+    ) -> FoundPrompts:
         """Return the prompts of one picture (`effsam2_ray.labeller.find_prompts`)."""
-        return find_prompts(captured, size_hw, config)
+        return find_prompts(captured, size_hw, extent_hw, config)
 
     def select(self, edges: np.ndarray, ties_at_once: bool, min_cluster_size: int) -> Clusters:
         """Return the clusters of one picture's spanning tree (`effsam2_ray.cluster_prompts.select_clusters`)."""
@@ -53,13 +55,15 @@ class ClusterPool:
         ray.get([actor.ready.remote() for actor in self._actors])
         self._free: asyncio.Queue[Any] | None = None
 
-    async def find(self, captured: CapturedHead, size_hw: tuple[int, int], config: Config) -> FoundPrompts:
+    async def find(
+        self, captured: CapturedHead, size_hw: tuple[int, int], extent_hw: tuple[float, float], config: Config
+    ) -> FoundPrompts:
         """Return the prompts of one picture whose captured head lies in host memory.
 
         Raises:
             TimeoutError: the picture took too long; its actor was replaced.
         """
-        found: FoundPrompts = await self._call("find", captured, size_hw, config)
+        found: FoundPrompts = await self._call("find", captured, size_hw, extent_hw, config)
         return found
 
     async def select(self, edges: np.ndarray, ties_at_once: bool, min_cluster_size: int) -> Clusters:

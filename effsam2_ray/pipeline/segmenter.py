@@ -208,10 +208,17 @@ class Segmenter:
         captured, config = self._labeller.captured(encoded), self._labeller.config
         if self._clusters is None or captured is None:
             return await self._run(
-                self._device_thread, self._watched, 1, find_prompts, captured, encoded.size_hw, config
+                self._device_thread,
+                self._watched,
+                1,
+                find_prompts,
+                captured,
+                encoded.size_hw,
+                encoded.grid_extent_hw,
+                config,
             )
         if captured.q.device.type == "cpu":
-            return await self._clusters.find(captured, encoded.size_hw, config)
+            return await self._clusters.find(captured, encoded.size_hw, encoded.grid_extent_hw, config)
         # Only tree edges leave the device, and labels come back.
         cluster = config.cluster
         trees = await self._run(
@@ -258,7 +265,7 @@ def _prompts_from(
     config: Config,
 ) -> FoundPrompts:
     start = time.perf_counter()
-    prompts = cluster_centres(trees.rows, clusters, captured.grid_hw, encoded.size_hw)
+    prompts = cluster_centres(trees.rows, clusters, captured.grid_hw, encoded.grid_extent_hw)
     step_s = {
         "attention_s": trees.attention_s,
         "distances_s": trees.distances_s,
