@@ -25,5 +25,7 @@ def shared_data() -> Path:
     """Folder of real photographs beside the checkout; the test is skipped where there is none."""
     folder = Path(os.environ.get("EFFSAM2_SHARED_DATA", SHARED))
     if not folder.is_dir():
+        if os.environ.get("EFFSAM2_REQUIRE_SHARED"):
+            pytest.fail("../shared/data was there when the tests were started")
         pytest.skip("needs ../shared/data")
     return folder

@@ -168,13 +168,22 @@ def test_a_cut_file_is_truncated(photo: Image.Image, file_format: str, share: fl
     assert status_of(data[: int(len(data) * share)]) == "truncated"
 
 
-@pytest.mark.parametrize("options", [{"progressive": True}, {"progressive": False}])
-def test_a_jpeg_whose_tail_was_never_written_is_truncated(photo: Image.Image, options: dict[str, bool]):
-    data = encode(photo.resize((600, 450)), "JPEG", **options)
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [("JPEG", {"progressive": True}), ("JPEG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("AVIF", {})],
+)
+def test_a_file_whose_tail_was_never_written_is_truncated(photo: Image.Image, file_format: str, options: dict):
+    data = encode(photo.resize((600, 450)), file_format, **options)
     half = data[: len(data) // 2]
     assert status_of(half + bytes(len(data) - len(half))) == "truncated"
+    assert decode_image(data).shape == (450, 600, 3)
+
+
+def test_the_end_marker_of_jpeg(photo: Image.Image):
+    data = encode(photo, "JPEG")
     assert status_of(data[:-2]) == "truncated"
-    assert decode_image(data + bytes(4096)).shape == (450, 600, 3)
+    assert decode_image(data + bytes(4096)).shape == (90, 120, 3)
+    assert decode_image(data + b"trailer of a phone").shape == (90, 120, 3)
 
 
 @pytest.mark.parametrize(

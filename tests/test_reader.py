@@ -16,7 +16,7 @@ from effsam2_ray.images import STATUSES, decode_image
 from effsam2_ray.inputs import reader
 from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.inputs.reader import ImageRecord, read_unit
-from effsam2_ray.inputs.work_list import WorkList
+from effsam2_ray.inputs.work_list import ImageRef, WorkList
 from effsam2_ray.storage import Retry, put_bytes
 
 
@@ -112,6 +112,15 @@ def test_members_of_a_tar_are_fetched_by_their_place(tmp_path: Path, monkeypatch
         images[0],
         "unsupported",
     ]
+
+
+def test_neighbours_in_a_tar_share_a_request(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reader, "_GAP_BYTES", 100)
+    monkeypatch.setattr(reader, "_RANGE_BYTES", 1000)
+    places = [(0, 300), (400, 300), (800, 300), (1101, 10), (1212, 5000), (6212, 1), (0, 300)]
+    images = [ImageRef(n, "", offset=offset, size_bytes=size) for n, (offset, size) in enumerate(places)]
+    groups = [[image.image_uid for image in group] for group in reader._neighbours(images)]
+    assert groups == [[0, 6, 1], [2, 3], [4], [5]]
 
 
 def test_a_unit_of_a_tar_fetches_only_its_own_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

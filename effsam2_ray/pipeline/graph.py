@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from effsam2_ray.errors import StoppedError
 from effsam2_ray.inputs.work_list import WorkList
 from effsam2_ray.pipeline.cluster import READER_CPUS, WRITER_CPUS, Layout
 from effsam2_ray.pipeline.payload import UnitTask, to_table
@@ -17,6 +18,7 @@ from effsam2_ray.pipeline.reading import read_units
 from effsam2_ray.pipeline.segmenter import Segmenter, SegmenterSpec
 from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
 from effsam2_ray.storage import StorageOptions
+from effsam2_ray.uris import redact_text
 
 MAX_ACTOR_RESTARTS = 100
 """Bound on restarts of one actor and on tries of one unit; an image that kills its process is convicted long before."""
@@ -36,7 +38,11 @@ def run_graph(
     writer: WriterSpec,
     storage_options: StorageOptions,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the summary of each unit once its part is written, in no particular order."""
+    """Yield the summary of each unit once its part is written, in no particular order.
+
+    Raises:
+        StoppedError: a stage failed for good, as when the output cannot be written any more.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -79,5 +85,19 @@ def run_graph(
             **restarts,
         )
     )
-    for table in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from (json.loads(text) for text in table["summary"].to_pylist())
+    try:
+        for table in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from (json.loads(text) for text in table["summary"].to_pylist())
+    except ray.exceptions.RayError as error:
+        raise StoppedError(
+            f"{_root_cause(error)}; what is written stays, and the same command goes on from there"
+        ) from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the innermost error that a stage raised, in a line."""
+    inner: BaseException | None = error
+    while inner is not None:
+        error, inner = inner, getattr(inner, "cause", None) or inner.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"a stage of the job failed: {type(error).__name__}: {redact_text(lines[-1])}"

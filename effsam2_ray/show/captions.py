@@ -5,6 +5,7 @@ from __future__ import annotations
 from effsam2_ray.show.run_images import ShownImage
 
 PANEL_TITLES = ("picture and prompts", "clusters, noise grey", "masks")
+NO_CLUSTERS = "no clusters: these prompts do not come from attention"
 
 
 def facts(image: ShownImage) -> str:
@@ -13,7 +14,7 @@ def facts(image: ShownImage) -> str:
         return image.status
     height, width = image.size_hw
     prompts, masks = counted(len(image.point_coords), "prompt"), counted(len(image.masks), "mask")
-    return f"{image.status}  |  {prompts}  |  {masks}  |  {width} x {height}"
+    return f"{image.status} · {prompts} · {masks} · {width} x {height}"
 
 
 def subtitle(image: ShownImage, num_shown: int, num_images: int) -> str:
@@ -22,7 +23,7 @@ def subtitle(image: ShownImage, num_shown: int, num_images: int) -> str:
     if image.weights == "demo":
         weights += " (a small demonstration model, not SAM 2.1)"
     preset = f"preset {image.preset}" if image.preset else ""
-    return "  |  ".join(part for part in (preset, weights, f"{num_shown:,} of {counted(num_images, 'image')}") if part)
+    return " · ".join(part for part in (preset, weights, f"{num_shown:,} of {counted(num_images, 'image')}") if part)
 
 
 def failure_text(image: ShownImage) -> str:

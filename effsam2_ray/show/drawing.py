@@ -45,7 +45,7 @@ def draw_panels(image: ShownImage, max_side: int) -> Panels:
     if image.cluster_map is not None:
         num_clusters = int(image.cluster_map.max(initial=-1)) + 1
         cluster_colors = _palette_colors(num_clusters, touching(image.cluster_map, 2))
-        clusters = _smaller(_tinted(muted, _enlarged(image.cluster_map, fine_wh), cluster_colors))
+        clusters = _smaller(_tinted(muted, _enlarged(image.cluster_map, fine_wh), cluster_colors, outer_lines=False))
     prompt_colors = _prompt_colors(image, cluster_colors)
     return Panels(
         prompts=_smaller(_with_prompts(picture, image, prompt_colors)),
@@ -89,7 +89,7 @@ def _draw_masks(muted: np.ndarray, masks: Sequence[Rle]) -> np.ndarray:
     height, width = muted.shape[:2]
     label_map = paint_masks(masks, (width, height))
     reach = 3 * OVERSAMPLING
-    return _tinted(muted, label_map, _palette_colors(len(masks), touching(label_map, reach)))
+    return _tinted(muted, label_map, _palette_colors(len(masks), touching(label_map, reach)), outer_lines=True)
 
 
 def _palette_colors(num_regions: int, pairs: set[tuple[int, int]]) -> np.ndarray:
@@ -109,15 +109,26 @@ def _muted(picture: np.ndarray) -> np.ndarray:
     return np.repeat((48 + 0.62 * luma)[..., None], 3, axis=2)
 
 
-def _tinted(muted: np.ndarray, label_map: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Return uint8 RGB: regions in their colours, a thin light line around each, negative labels left grey."""
+def _tinted(muted: np.ndarray, label_map: np.ndarray, colors: np.ndarray, *, outer_lines: bool) -> np.ndarray:
+    """Return uint8 RGB: regions in their colours, negative labels left grey, thin light lines between regions.
+
+    Args:
+        muted: (H, W, 3) float32.
+        label_map: (H, W) int32.
+        colors: (R, 3) float32 RGB.
+        outer_lines: draw lines towards negative labels too.
+    """
     result = muted.copy()
     inside = label_map >= 0
     result[inside] = (1 - OPACITY) * muted[inside] + OPACITY * colors[label_map[inside]]
     edge = np.zeros(label_map.shape, bool)
-    down, right = np.diff(label_map, axis=0) != 0, np.diff(label_map, axis=1) != 0
-    for side, changes in ((edge[:-1], down), (edge[1:], down), (edge[:, :-1], right), (edge[:, 1:], right)):
-        side |= changes
+    for axis in (0, 1):
+        lines, labels, regions = (np.moveaxis(array, axis, 0) for array in (edge, label_map, inside))
+        change = labels[1:] != labels[:-1]
+        if not outer_lines:
+            change &= regions[1:] & regions[:-1]
+        lines[1:] |= change
+        lines[:-1] |= change
     result[edge] = 0.25 * result[edge] + 0.75 * 255
     return result.clip(0, 255).astype(np.uint8)
 

@@ -17,7 +17,7 @@ from string import Template
 from PIL import Image
 
 from effsam2_ray.images import STATUSES
-from effsam2_ray.show.captions import PANEL_TITLES, counted, facts, failure_text, subtitle
+from effsam2_ray.show.captions import NO_CLUSTERS, PANEL_TITLES, counted, facts, failure_text, subtitle
 from effsam2_ray.show.drawing import draw_panels
 from effsam2_ray.show.run_images import ShownImage
 
@@ -91,7 +91,7 @@ def _panels(image: ShownImage) -> str:
 
 def _figure(title: str, content: str, panel: Image.Image | None, name: str) -> str:
     if panel is None:
-        return f'<figure><p class="none">prompts do not come from clusters</p><figcaption>{title}</figcaption></figure>'
+        return f'<figure><p class="none">{NO_CLUSTERS}</p><figcaption>{title}</figcaption></figure>'
     buffer = io.BytesIO()
     panel.save(buffer, "WEBP", quality=_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from effsam2_ray.errors import ImageError, InputError
-from effsam2_ray.images import decode_image
-from effsam2_ray.inputs.reader import read_unit
-from effsam2_ray.inputs.work_list import Unit, WorkList
+from effsam2_ray.images import STATUSES, decode_image
+from effsam2_ray.inputs.reader import ImageRecord, read_unit
+from effsam2_ray.inputs.work_list import ImageRef, Unit, WorkList
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.rle import Rle
-from effsam2_ray.storage import StorageOptions as StorageOptions
-from effsam2_ray.storage import exists, open_seekable, read_bytes, stat
+from effsam2_ray.storage import StorageOptions, exists, open_seekable, read_bytes, stat
+from effsam2_ray.uris import redact
 
 _COLUMNS = [
     "image_uid",
@@ -113,10 +113,11 @@ class Run:
         labelled = {row["image_uid"] for row in rows if row["status"] == "ok"}
         # A picture that failed is left alone: it may have killed the process that read it.
         wanted = tuple(image for image in unit.images if image.image_uid in labelled)
-        records = {}
-        if wanted:
-            part_of_unit = dataclasses.replace(unit, images=wanted)
-            records = {record.image_uid: record for record in read_unit(part_of_unit, self.storage_options)}
+        records = {
+            record.image_uid: record
+            for piece in _pieces(unit, wanted)
+            for record in read_unit(piece, self.storage_options)
+        }
         for row in rows:
             picture, note = None, ""
             if row["status"] == "ok":
@@ -134,7 +135,9 @@ def open_run(run_uri: str, storage_options: StorageOptions = None) -> Run:
     folder = OutputFolder(run_uri, storage_options)
     work_list_uri = folder.meta_uri("work_list.parquet")
     if not exists(work_list_uri, storage_options):
-        raise InputError(f"{run_uri} is not a run: it has no _meta/work_list.parquet; give an `effsam2 label` --output")
+        raise InputError(
+            f"{redact(run_uri)} is not a run: it has no _meta/work_list.parquet; give an `effsam2 label` --output"
+        )
     work_list = WorkList.from_bytes(read_bytes(work_list_uri, storage_options))
     parts = folder.finished_units()
     finished = tuple(
@@ -143,7 +146,7 @@ def open_run(run_uri: str, storage_options: StorageOptions = None) -> Run:
         if unit_id in parts and work_list.unit_num_images[number]
     )
     if not finished:
-        raise InputError(f"{run_uri} has no image to show yet: none of its {len(work_list)} units is finished")
+        raise InputError(f"{redact(run_uri)} has no image to show yet: none of its {len(work_list)} units is finished")
     return Run(run_uri.rstrip("/").rsplit("/", 1)[-1] or run_uri, folder, work_list, finished, storage_options)
 
 
@@ -177,16 +180,27 @@ def _read_rows(folder: OutputFolder, unit: Unit, places: Sequence[int]) -> list[
     return rows
 
 
-def _decode(record: Any, size_hw: tuple[int, int]) -> tuple[np.ndarray | None, str]:
+def _pieces(unit: Unit, images: Sequence[ImageRef]) -> Iterator[Unit]:
+    """Yield units of some of a unit's images; those of a Parquet file hold consecutive rows only, as they must."""
+    if unit.kind != "parquet":
+        if images:
+            yield dataclasses.replace(unit, images=tuple(images))
+        return
+    for _, run in itertools.groupby(enumerate(images), key=lambda pair: (pair[1].row or 0) - pair[0]):
+        yield dataclasses.replace(unit, images=tuple(image for _, image in run))
+
+
+def _decode(record: ImageRecord | None, size_hw: tuple[int, int]) -> tuple[np.ndarray | None, str]:
     """Return a picture and "", or None and why it cannot be shown."""
     if record is None or record.data is None:
-        return None, f"picture not read: {record.error or record.status}" if record else "picture not read"
+        status = record.status if record else "missing"
+        return None, f"no picture any more ({status}): {STATUSES.get(status, status)}"
     try:
         picture = decode_image(record.data)
     except ImageError as error:
-        return None, f"picture not read: {error}"
+        return None, f"no picture any more ({error.status}): {error}"
     if picture.shape[:2] != size_hw:
-        return None, f"picture has changed: it is {picture.shape[1]} x {picture.shape[0]} now"
+        return None, f"no picture any more (changed): it has {picture.shape[1]} x {picture.shape[0]} pixels now"
     return picture, ""
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from effsam2_ray.images import STATUSES
-from effsam2_ray.show.captions import PANEL_TITLES, facts, failure_text, subtitle
+from effsam2_ray.show.captions import NO_CLUSTERS, PANEL_TITLES, facts, failure_text, subtitle
 from effsam2_ray.show.drawing import draw_panels
+from effsam2_ray.show.lettering import fit_text, plain_font, spell, wrap_text
 from effsam2_ray.show.run_images import ShownImage
 
 MAX_SHEET_IMAGES = 400
@@ -71,12 +71,12 @@ def _tile_left(column: int) -> int:
 def _draw_header(sheet: Image.Image, run_name: str, header_facts: str, columns: int) -> None:
     draw = ImageDraw.Draw(sheet)
     room = sheet.width - 2 * _MARGIN
-    draw.text((_MARGIN, 22), fit_text(run_name, _font(26), room), _INK, _font(26))
-    draw.text((_MARGIN, 56), fit_text(header_facts, _font(16), room), _QUIET, _font(16))
+    _write(draw, (_MARGIN, 22), run_name, 26, _INK, room)
+    _write(draw, (_MARGIN, 56), header_facts, 16, _QUIET, room)
     for column in range(columns):
         for place, title in enumerate(PANEL_TITLES):
             left = _tile_left(column) + place * (PANEL_SIDE + _PANEL_GAP)
-            draw.text((left, 82), title, _QUIET, _font(13))
+            _write(draw, (left, 84), title, 13, _QUIET, PANEL_SIDE)
 
 
 def _draw_tile(image: ShownImage) -> Image.Image:
@@ -85,84 +85,63 @@ def _draw_tile(image: ShownImage) -> Image.Image:
         _draw_failure(tile, image)
     else:
         panels = draw_panels(image, PANEL_SIDE)
-        tile = Image.new("RGB", (_TILE_WIDTH, _CAPTION_HEIGHT + panels.masks.height), _PAPER)
-        empty = _text_panel(panels.masks.size, "no cluster map:\nprompts do not come\nfrom clusters")
-        for place, panel in enumerate((panels.prompts, panels.clusters or empty, panels.masks)):
-            left = place * (PANEL_SIDE + _PANEL_GAP) + (PANEL_SIDE - panel.width) // 2
-            tile.paste(panel, (left, _CAPTION_HEIGHT))
+        size_wh = panels.masks.size
+        tile = Image.new("RGB", (_TILE_WIDTH, _CAPTION_HEIGHT + size_wh[1]), _PAPER)
         if image.note:
-            _draw_note(tile, image.note, panels.prompts.size)
+            _draw_note(panels.prompts, image.note)
+        clusters = panels.clusters or _text_panel(size_wh, NO_CLUSTERS)
+        for place, panel in enumerate((panels.prompts, clusters, panels.masks)):
+            tile.paste(panel, (place * (PANEL_SIDE + _PANEL_GAP), _CAPTION_HEIGHT))
     _draw_caption(tile, image)
     return tile
 
 
 def _draw_caption(tile: Image.Image, image: ShownImage) -> None:
-    draw, small = ImageDraw.Draw(tile), _font(15)
+    draw, font = ImageDraw.Draw(tile), plain_font(15)
     text = facts(image)
-    width = small.getlength(text)
-    draw.text((tile.width - width, 5), text, _QUIET if image.status == "ok" else _ALARM, small)
-    draw.text((0, 4), fit_text(image.name, _font(16), tile.width - width - 24), _INK, _font(16))
+    width = font.getlength(text)
+    draw.text((tile.width - width, 5), text, _QUIET if image.status == "ok" else _ALARM, font)
+    _write(draw, (0, 4), image.name, 16, _INK, tile.width - width - 24)
 
 
 def _draw_failure(tile: Image.Image, image: ShownImage) -> None:
-    draw, left = ImageDraw.Draw(tile), 24
-    draw.rectangle((0, _CAPTION_HEIGHT, tile.width - 1, tile.height - 1), _BOX)
-    draw.rectangle((0, _CAPTION_HEIGHT, 5, tile.height - 1), _ALARM)
-    draw.text((left, _CAPTION_HEIGHT + 14), image.status, _ALARM, _font(22))
-    meaning = STATUSES.get(image.status, "")
-    draw.text((left, _CAPTION_HEIGHT + 44), fit_text(meaning, _font(15), tile.width - 2 * left), _INK, _font(15))
-    lines = wrap_text(failure_text(image), _font(14), tile.width - 2 * left, 3)
-    draw.multiline_text((left, _CAPTION_HEIGHT + 70), "\n".join(lines), _QUIET, _font(14), spacing=4)
+    draw, left, top = ImageDraw.Draw(tile), 24, _CAPTION_HEIGHT
+    room = tile.width - 2 * left
+    draw.rectangle((0, top, tile.width - 1, tile.height - 1), _BOX)
+    draw.rectangle((0, top, 5, tile.height - 1), _ALARM)
+    _write(draw, (left, top + 14), image.status, 22, _ALARM, room)
+    _write(draw, (left, top + 46), STATUSES.get(image.status, ""), 15, _INK, room)
+    _write_lines(draw, (left, top + 70), failure_text(image), 14, _QUIET, room)
 
 
-def _draw_note(tile: Image.Image, note: str, panel_wh: tuple[int, int]) -> None:
+def _draw_note(panel: Image.Image, note: str) -> None:
     """Write on the first panel why it holds no picture."""
-    draw = ImageDraw.Draw(tile)
-    left, top = (PANEL_SIDE - panel_wh[0]) // 2 + 8, _CAPTION_HEIGHT + 8
-    lines = wrap_text(note, _font(13), panel_wh[0] - 16, 3)
-    draw.multiline_text((left, top), "\n".join(lines), (255, 255, 255), _font(13), spacing=3)
+    ImageDraw.Draw(panel).rectangle((0, 0, panel.width, 48), (40, 40, 42))
+    _write_lines(ImageDraw.Draw(panel), (8, 7), note, 13, (255, 255, 255), panel.width - 16, max_lines=2)
 
 
 def _text_panel(size_wh: tuple[int, int], text: str) -> Image.Image:
     panel = Image.new("RGB", size_wh, _BOX)
+    lines = wrap_text(text, plain_font(14), size_wh[0] - 16, 4)
     center = (size_wh[0] / 2, size_wh[1] / 2)
-    ImageDraw.Draw(panel).multiline_text(center, text, _QUIET, _font(14), anchor="mm", align="center", spacing=5)
+    draw = ImageDraw.Draw(panel)
+    draw.multiline_text(center, "\n".join(lines), _QUIET, plain_font(14), anchor="mm", align="center", spacing=5)
     return panel
 
 
-def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Return the text, its middle cut out where it is wider than `width` pixels; control characters become "?"."""
-    text = _printable(text)
-    if font.getlength(text) <= width:
-        return text
-    low, high = 0, len(text)  # the most characters that may stay
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(_shortened(text, middle)) <= width else (low, middle - 1)
-    return _shortened(text, low)
+def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, ink: _Color, room: float) -> None:
+    text, font = spell(text, size)
+    draw.text(at, fit_text(text, font, room), ink, font)
 
 
-def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> Sequence[str]:
-    """Return at most `max_lines` lines, none wider than `width` pixels; the last one shortened where text is left."""
-    text = _printable(text)
-    per_line = max(int(width / font.getlength("n")), 1)
-    lines = textwrap.wrap(text, per_line)
-    if len(lines) > max_lines:
-        lines = [*lines[: max_lines - 1], lines[max_lines - 1] + " ..."]
-    return [fit_text(line, font, width) for line in lines]
-
-
-def _shortened(text: str, num_kept: int) -> str:
-    head = (num_kept + 1) // 2
-    return text[:head] + "..." + text[len(text) - (num_kept - head) :]
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow carries this font itself, so that sheets look the same everywhere.
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
+def _write_lines(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    size: int,
+    ink: _Color,
+    room: float,
+    max_lines: int = 3,
+) -> None:
+    text, font = spell(text, size)
+    draw.multiline_text(at, "\n".join(wrap_text(text, font, room, max_lines)), ink, font, spacing=4)
