@@ -118,6 +118,10 @@ def _label(arguments: argparse.Namespace) -> int:
         config, info, work_list = plan(job)
         listed = work_list.summary
         print(f"{listed.num_images} images, {listed.num_shards} shards, {listed.num_units} units")
+        print(
+            f"{listed.num_duplicates} listed twice, {listed.num_ignored} files that are no images by name, "
+            f"{listed.num_lost} already known to be lost"
+        )
         print(yaml.safe_dump({"weights": dataclasses.asdict(info), **config.to_dict()}, sort_keys=False).rstrip())
         return EXIT_OK
     summary = label(job)

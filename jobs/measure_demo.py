@@ -11,6 +11,7 @@ import torch
 
 from effsam2_ray.config import Config, MergeSettings, PromptSettings, preset_config
 from effsam2_ray.demo.measure import (
+    MIN_AREA_FRAC,
     MethodFigures,
     Picture,
     held_out_pictures,
@@ -19,7 +20,7 @@ from effsam2_ray.demo.measure import (
     measure_points,
 )
 from effsam2_ray.demo.photographs import coco_pictures, mask_folder_pictures
-from effsam2_ray.demo.report import head_table, method_table, point_table
+from effsam2_ray.demo.report import head_table, method_table, point_table, with_figures
 from effsam2_ray.model.interface import SegmentationModel
 from effsam2_ray.model.weights import load_model
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--sod", type=Path, help="folder with images/*.jpg and masks/*.png")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="write the tables here too")
+    parser.add_argument("--card", type=Path, help="replace the figures of this model card")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_model(args.weights, model_config=args.model_config, device="cpu", dtype="float32")
@@ -62,8 +64,16 @@ def main() -> None:
         parts.append(f"### Methods, {name} ({len(subset)} pictures), block {best[0]}, head {best[1]}")
         parts.append(method_table(_methods(model, best, subset)))
         _show(parts[-2:])
+    about = (
+        f"By `jobs/measure_demo.py`, weights {model.info.weights_sha256[:12]}, {args.num_scenes} held-out scenes of "
+        f"{args.size} px, {args.threads} CPU thread(s). Objects cover more than {MIN_AREA_FRAC:.1%} of their picture. "
+        "Seconds are wall clock, beside whatever else the machine did."
+    )
+    figures = "\n\n".join([about, *parts])
     if args.output:
-        args.output.write_text("\n\n".join(parts) + "\n")
+        args.output.write_text(figures + "\n")
+    if args.card:
+        args.card.write_text(with_figures(args.card.read_text(), figures))
 
 
 def _methods(model: SegmentationModel, head: tuple[int, int], pictures: Sequence[Picture]) -> list[MethodFigures]:

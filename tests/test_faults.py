@@ -57,12 +57,12 @@ def start(pictures: Path, out: Path, *options: str, poison: Path | None = None) 
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     return process.returncode, output
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, f"the job ended too early:\n{process.stdout.read()}"
         assert time.monotonic() < deadline, "waited too long"

@@ -7,6 +7,20 @@ from collections.abc import Mapping, Sequence
 from effsam2_ray.demo.measure import MethodFigures, PointFigures
 from effsam2_ray.model.interface import Head
 
+FIGURES_HEADING = "## Measured figures"
+
+
+def with_figures(card: str, figures: str) -> str:
+    """Return a model card whose part below `FIGURES_HEADING` is `figures`.
+
+    Raises:
+        ValueError: the card has no such heading.
+    """
+    text, heading, _ = card.partition(f"{FIGURES_HEADING}\n")
+    if not heading:
+        raise ValueError(f"the card has no line {FIGURES_HEADING!r}")
+    return f"{text}{heading}\n{figures.strip()}\n"
+
 
 def point_table(figures: Mapping[str, PointFigures]) -> str:
     """Return a table with one row a set of pictures."""

@@ -1,1 +1,1 @@
-"""INPUT strings -> frozen work list of units; unit -> encoded images."""
+"""INPUT strings -> frozen work list of units (`listing`); unit -> encoded images (`reader`)."""

@@ -48,6 +48,7 @@ def run_graph(
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     # Restarts have no other way in; the package requires a Ray that still takes them.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     restarts = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_ACTOR_RESTARTS}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from effsam2_ray.config import Config
-from effsam2_ray.errors import OutputError, StoppedError, TooManyFailuresError
+from effsam2_ray.errors import ConfigError, OutputError, StoppedError, TooManyFailuresError
 from effsam2_ray.fingerprint import fingerprint
 from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.inputs.work_list import WorkList
@@ -31,7 +31,7 @@ from effsam2_ray.pipeline.payload import UnitTask
 from effsam2_ray.pipeline.progress import Progress
 from effsam2_ray.pipeline.segmenter import SegmenterSpec
 from effsam2_ray.pipeline.writer import WriterSpec
-from effsam2_ray.schema import run_schema
+from effsam2_ray.schema import RESERVED_COLUMNS, run_schema
 from effsam2_ray.storage import StorageOptions, exists, put_if_absent, read_bytes, redact
 
 DEMO_WARNING_IMAGES = 1000
@@ -134,6 +134,9 @@ def _model_info(job: LabelJob) -> ModelInfo:
 
 
 def _list_images(job: LabelJob, num_segmenters: int) -> WorkList:
+    taken = sorted(RESERVED_COLUMNS.intersection(job.keep_columns))
+    if taken:
+        raise ConfigError(f"keep_columns cannot hold {', '.join(taken)}: the output has columns of these names")
     return build_work_list(
         job.inputs,
         id_column=job.id_column,
