@@ -78,7 +78,9 @@ def paint_label_map(masks: Masks, size: tuple[int, int]) -> np.ndarray:
     rles = _as_rles(masks)
     if not rles:
         return label_map
-    for index in np.argsort(-coco.area(rles).astype(np.int64), kind="stable"):
+    # One at a time: pycocotools' area overflows on a list of more than 255.
+    areas = np.array([int(coco.area(rle)) for rle in rles])
+    for index in np.argsort(-areas, kind="stable"):
         label_map[coco.decode(rles[index]).astype(bool)] = index + 1
     return label_map
 

@@ -81,6 +81,12 @@ def test_of_equal_masks_the_later_keeps_its_number():
     assert paint_label_map(masks, (4, 6))[3, 5] == 0
 
 
+def test_more_than_255_masks_are_painted():
+    masks = np.repeat(boxes((0, 0, 2, 2)), 300, axis=0)
+    assert paint_label_map(masks, (4, 6))[0, 0] == 300
+    assert label_map_iou(masks, masks[:1]) == best_iou(masks, masks[:1]) == 1.0
+
+
 def test_object_masks_drop_background_and_small_objects():
     label_map = np.array([[0, 0, 1], [2, 2, 2], [2, 5, 5]])
     assert object_masks(label_map).sum(axis=(1, 2)).tolist() == [1, 4, 2]

@@ -91,6 +91,13 @@ def put_run(folder: Path, work_list: WorkList, rows: dict[int, dict[str, Any]]) 
     return str(folder)
 
 
+def in_one_unit(work_list: WorkList) -> WorkList:
+    images = tuple(image for unit in work_list.units() for image in unit.images)
+    writer = WorkListWriter()
+    writer.add(Unit(unit_id(0, [image.image_uid for image in images]), "files", images, 0))
+    return writer.finish({"num_images": len(images), "num_shards": 0, "num_units": 1, "kept_types": [], "inputs": []})
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> str:
     """Return a run of six pictures: 0 to 3 masks, then two that failed."""
@@ -99,7 +106,7 @@ def run(tmp_path: Path) -> str:
     pictures.mkdir()
     for seed, name in enumerate(names):
         write_picture(pictures / name, seed)
-    work_list = build_work_list([str(pictures)])
+    work_list = in_one_unit(build_work_list([str(pictures)]))
     by_name = {image.image_uri.rsplit("/", 1)[-1]: image for unit in work_list.units() for image in unit.images}
     rows = [ok_row(by_name[name], number) for number, name in enumerate(names[:4])]
     rows += [
@@ -308,7 +315,7 @@ class TestLettering:
 
 class TestErrors:
     def test_a_folder_that_is_no_run_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="is not the output of a run: it has no _meta/work_list.parquet"):
+        with pytest.raises(InputError, match="is not a run: it has no _meta/work_list.parquet"):
             show_run(str(tmp_path), num_images=1, output=str(tmp_path / "sheet.png"))
 
     def test_a_run_without_a_finished_unit_is_refused(self, run: str, tmp_path: Path) -> None:
