@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from effsam2_ray.config import PRESETS, REPORTED_PROMPTS, Config, PromptSettings, load_preset_file, preset_config
-from effsam2_ray.errors import ConfigError, EffSam2Error, StoppedError, TooManyFailuresError
+from effsam2_ray.errors import ConfigError, EffSam2Error, OutputError, StoppedError, TooManyFailuresError
 
 EXIT_OK, EXIT_CONFIG, EXIT_FAILURES, EXIT_STOPPED = 0, 2, 3, 4
 
@@ -31,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_STOPPED)
     except EffSam2Error as error:
         return _fail(error, EXIT_CONFIG)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:
+        from effsam2_ray.uris import redact_text
+
+        return _fail(OutputError(f"{type(error).__name__}: {redact_text(str(error))}"), EXIT_CONFIG)
     except KeyboardInterrupt:
         return _fail(StoppedError("stopped; run the same command again to go on"), EXIT_STOPPED)
 

@@ -219,6 +219,18 @@ def test_cli_refuses_a_wrong_setting_before_reading_anything(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistyped_input_leaves_the_output_free(two_cpus, tmp_path, capsys):
+    code = main(["label", str(tmp_path / "none"), "--output", str(tmp_path / "out")])
+    assert code == 2 and "none matches nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_a_message(two_cpus, inputs, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    code = main(["label", str(inputs / "copies"), "--output", str(tmp_path / "file" / "out")])
+    assert code == 2 and "NotADirectoryError" in capsys.readouterr().err
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(inputs, tmp_path, capsys):
     code = main(["label", str(inputs / "shard.tar"), "--output", str(tmp_path / "out"), "--dry-run", "--limit", "3"])
     assert code == 0

@@ -32,7 +32,8 @@ from effsam2_ray.pipeline.progress import Progress
 from effsam2_ray.pipeline.segmenter import SegmenterSpec
 from effsam2_ray.pipeline.writer import WriterSpec
 from effsam2_ray.schema import RESERVED_COLUMNS, run_schema
-from effsam2_ray.storage import StorageOptions, exists, put_if_absent, read_bytes, redact
+from effsam2_ray.storage import StorageOptions, exists, put_if_absent, read_bytes
+from effsam2_ray.uris import canonical_uri, redact
 
 DEMO_WARNING_IMAGES = 1000
 COLLAPSED_WARNING_SHARE = 0.05
@@ -97,8 +98,7 @@ def label(job: LabelJob, say: Callable[[str], None] = print) -> dict[str, Any]:
     try:
         layout = plan_layout(job.options)
         output = OutputFolder(job.output, job.storage_options)
-        resumed = output.claim(_describe(job, config, info, layout))
-        work_list = _freeze_work_list(job, output, layout)
+        resumed, work_list = _freeze(job, output, layout, _describe(job, config, info, layout))
         for line in _opening_lines(job, config, info, layout, work_list):
             say(line)
         finished = output.finished_units() & set(work_list.unit_ids)
@@ -148,17 +148,23 @@ def _list_images(job: LabelJob, num_segmenters: int) -> WorkList:
     )
 
 
-def _freeze_work_list(job: LabelJob, output: OutputFolder, layout: Layout) -> WorkList:
-    """Return the run's work list, listing the inputs only where no earlier run froze one."""
+def _freeze(job: LabelJob, output: OutputFolder, layout: Layout, description: dict[str, Any]) -> tuple[bool, WorkList]:
+    """Return whether an earlier run was here, and the work list: its own, or a new one from the inputs.
+
+    A new output is claimed only once the inputs have been listed, so that a mistyped input leaves nothing behind.
+    """
+    listed = None if output.read_job() else _list_images(job, layout.segmenters[1])
+    resumed = output.claim(description)
     uri = output.meta_uri("work_list.parquet")
     if not exists(uri, output.storage_options):
-        put_if_absent(uri, _list_images(job, layout.segmenters[1]).to_bytes(), output.storage_options)
-    return WorkList.from_bytes(read_bytes(uri, output.storage_options))
+        listed = listed or _list_images(job, layout.segmenters[1])
+        put_if_absent(uri, listed.to_bytes(), output.storage_options)
+    return resumed, WorkList.from_bytes(read_bytes(uri, output.storage_options))
 
 
 def _describe(job: LabelJob, config: Config, info: ModelInfo, layout: Layout) -> dict[str, Any]:
     inputs = {
-        "uris": [redact(uri) for uri in job.inputs],
+        "uris": [redact(canonical_uri(uri)) for uri in job.inputs],
         "limit": job.limit,
         "id_column": job.id_column,
         "image_column": job.image_column,
