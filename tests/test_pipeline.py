@@ -289,7 +289,7 @@ def test_all_photographs_give_the_same_masks_from_every_kind_of_input(two_cpus, 
     masks: dict[str, dict[str, list]] = {}
     for kind, uri in inputs.items():
         id_column = "name" if kind in ("parquet", "manifest") else None
-        job = LabelJob((uri,), str(tmp_path / kind), preset_config("low_latency"), id_column=id_column)
+        job = LabelJob((uri,), str(tmp_path / kind), CONFIG, id_column=id_column)
         assert label(job)["statuses"] == {"ok": 88}
         name_of = {"folder": lambda r: Path(r["image_uri"]).name, "tar": lambda r: r["member"]}
         name = name_of.get(kind, lambda r: r["image_id"])

@@ -29,12 +29,13 @@ from effsam2_ray.show.coloring import PALETTE, assign_colors, color, touching
 from effsam2_ray.show.drawing import draw_panels, paint_masks, panel_size
 from effsam2_ray.show.lettering import fit_text, plain_font, spell, wrap_text
 from effsam2_ray.show.run_images import ShownImage, open_run, spread_positions
-from effsam2_ray.show.sheet import MAX_SHEET_IMAGES
+from effsam2_ray.show.sheet import MAX_SHEET_IMAGES, render_sheet
 from effsam2_ray.storage import put_bytes
 
 SIZE_HW = (48, 64)
 ALARM = (190, 52, 16)
-EVIL_NAME = "<script>alert(1)<b>&quot;.png"
+META = ("meta", "content")
+EVIL_NAME = '<script>alert(1)<b>&quot;" onclick="x.png'
 EVIL_ERROR = "cannot read <img src=x onerror=alert(1)>"
 
 
@@ -113,7 +114,7 @@ def run(tmp_path: Path) -> str:
         failed_row(by_name["x.png"], "truncated", "ends early"),
         failed_row(by_name["y.png"], "failed", EVIL_ERROR),
     ]
-    return put_run(tmp_path / "my run", work_list, {row["image_uid"]: row for row in rows})
+    return put_run(tmp_path / "my <i>run", work_list, {row["image_uid"]: row for row in rows})
 
 
 def plain_image(masks: list[np.ndarray], cluster_map: np.ndarray | None = None, size_hw: Any = SIZE_HW) -> ShownImage:
@@ -347,6 +348,23 @@ class TestSheet:
         with Image.open(io.BytesIO(first)) as sheet:
             assert sheet.width == 1928 and sheet.format == "PNG"
 
+    def test_masks_wear_their_colors_where_they_lie_on_the_sheet(self, run: str, tmp_path: Path) -> None:
+        assert [image.name for image in open_run(run).spread(1)] == ["c.png"]
+        sheet = np.asarray(Image.open(show_run(run, num_images=1, output=str(tmp_path / "sheet.png"))))
+        panel = sheet[132 : 132 + 225, 644 : 644 + 300].astype(int)  # the third of three panels of 300 x 225
+        in_color = np.ptp(panel, axis=-1) > 20
+        # Two masks of 20 x 6 of the picture's 48 x 64 pixels, side by side, with light lines around them.
+        assert in_color[4:89, 4:24].all() and in_color[4:89, 33:52].all()
+        assert (abs(panel[47, 14] - panel[47, 42]) > 20).any()
+        assert not np.ptp(panel[98:], axis=-1).any() and not np.ptp(panel[:, 61:], axis=-1).any()
+
+    def test_a_failed_tile_tells_its_error(self) -> None:
+        failed = {**plain_image([]).__dict__, "status": "corrupt", "size_hw": None, "picture": None}
+        images = [ShownImage(**{**failed, "error": error}) for error in ("bad header", "bad checksum")]
+        first, second = (np.asarray(Image.open(io.BytesIO(render_sheet([image], "run", 1, 1)))) for image in images)
+        changed = np.flatnonzero((first != second).any(axis=(1, 2)))
+        assert len(changed) and changed[0] >= 132  # below the caption
+
     def test_failed_images_get_a_tile_and_good_ones_do_not(self, run: str, tmp_path: Path) -> None:
         sheet = np.asarray(Image.open(show_run(run, num_images=6, output=str(tmp_path / "sheet.png"))))
         bar = (sheet == ALARM).all(axis=-1)
@@ -416,9 +434,13 @@ class TestGallery:
         assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
         assert "url(" not in text and "@import" not in text and "http" not in text.replace('http-equiv="', "")
 
+    def test_the_page_forbids_itself_to_load_anything(self, gallery: Path) -> None:
+        metas = [value for tag, name, value in Page(gallery.read_text("utf-8")).attributes if (tag, name) == META]
+        assert any(value.startswith("default-src 'none'; img-src data:;") for value in metas)
+
     def test_names_and_errors_are_text_and_never_markup(self, gallery: Path) -> None:
         page = Page(gallery.read_text("utf-8"))
-        assert page.tags.count("script") == 1 and "b" not in page.tags
+        assert page.tags.count("script") == 1 and not {"b", "i"} & set(page.tags)
         assert any(EVIL_NAME in text for text in page.card_texts)
         assert any(EVIL_ERROR in text for text in page.card_texts)
         assert not any(name.startswith("on") for _, name, _ in page.attributes)
@@ -428,7 +450,7 @@ class TestGallery:
         page = Page(gallery.read_text("utf-8"))
         statuses = {card["data-status"]: text for card, text in zip(page.cards, page.card_texts, strict=True)}
         assert "ends early" in statuses["truncated"] and "the picture or the shard ends early" in statuses["truncated"]
-        assert "labelling raised an error" in statuses["failed"]
+        assert "labelling raised an error" in statuses["failed"] and EVIL_ERROR in statuses["failed"]
 
     def test_captions_tell_prompts_masks_and_size(self, gallery: Path) -> None:
         text = next(text for text in Page(gallery.read_text("utf-8")).card_texts if "b.png" in text)
@@ -446,8 +468,8 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Return the start of a command line that runs a page in Chromium."""
     binary = shutil.which("chromium")
     if binary is None:
-        if os.environ.get("EFFSAM2_REQUIRE_CHROMIUM") == "1":
-            pytest.fail("EFFSAM2_REQUIRE_CHROMIUM=1, but there is no chromium on PATH")
+        if os.environ.get("EFFSAM2_REQUIRE_CHROMIUM"):
+            pytest.fail("EFFSAM2_REQUIRE_CHROMIUM is set, but there is no chromium on PATH")
         pytest.skip("needs chromium on PATH")
     profile = tmp_path_factory.mktemp("chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -471,6 +493,10 @@ class TestInChromium:
         page = dump(chromium, gallery, "#status=ok&min=1&max=2&sort=most")
         assert visible(page) == [("ok", "2"), ("ok", "1")]
         assert page.count.strip() == "2 of 6 shown"
+
+    def test_fewest_masks_come_first_where_asked(self, gallery: Path, chromium: list[str]) -> None:
+        shown = visible(dump(chromium, gallery, "#sort=fewest&max=2"))
+        assert [masks for _, masks in shown] == ["0", "0", "0", "1", "2"]
 
     def test_status_alone_keeps_the_order_of_the_run(self, gallery: Path, chromium: list[str]) -> None:
         assert visible(dump(chromium, gallery, "#status=truncated")) == [("truncated", "0")]
