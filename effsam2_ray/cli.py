@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -193,8 +194,18 @@ def _storage_options(texts: Sequence[str]) -> dict[str, Any] | None:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"a storage option must read KEY=VALUE; got {text!r}")
-        options[name] = yaml.safe_load(value)
+        options[name] = _option_value(value)
     return options or None
+
+
+def _option_value(text: str) -> Any:
+    """Return `true`, `false`, JSON objects and lists as what they are, all else as text: a key may be all digits."""
+    if text in ("true", "false") or text[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"a storage option that starts with {text[:1]!r} must be JSON: {error}") from error
+    return text
 
 
 def _positive(text: str) -> int:

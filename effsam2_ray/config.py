@@ -182,10 +182,9 @@ class Config:
         for section, fields in values.items():
             if section == "preset":
                 continue
-            if section not in SECTIONS or not isinstance(fields, Mapping):
-                raise ConfigError(f"unknown setting {section!r}; sections are {', '.join(SECTIONS)}")
-            for name, value in fields.items():
-                config = _replace(config, section, str(name), value)
+            if section in SECTIONS and not isinstance(fields, Mapping):
+                raise ConfigError(f"section {section!r} must hold fields; got {fields!r}")
+            config = _replace(config, str(section), fields)
         return config
 
     def with_overrides(self, overrides: Iterable[str]) -> Config:
@@ -195,6 +194,7 @@ class Config:
             ConfigError: a text of another form, an unknown field, or a value of the wrong type or range.
         """
         config = self
+        sections: dict[str, dict[str, Any]] = {}
         for text in overrides:
             path, equals, value = text.partition("=")
             section, dot, name = path.strip().partition(".")
@@ -204,7 +204,9 @@ class Config:
                 parsed = yaml.safe_load(value)
             except yaml.YAMLError:
                 parsed = value
-            config = _replace(config, section, name, parsed)
+            sections.setdefault(section, {})[name] = parsed
+        for section, fields in sections.items():
+            config = _replace(config, section, fields)
         return config
 
 
@@ -250,15 +252,18 @@ def load_preset_file(path: str | Path) -> Config:
     return Config.from_dict({"preset": path.stem, **values})
 
 
-def _replace(config: Config, section: str, name: str, value: Any) -> Config:
+def _replace(config: Config, section: str, fields: Mapping[str, Any]) -> Config:
+    """Set the given fields of a section together, as the values of one may depend on another's."""
     if section not in SECTIONS:
         raise ConfigError(f"unknown section {section!r}; sections are {', '.join(SECTIONS)}")
     current = getattr(config, section)
     hints = typing.get_type_hints(type(current))
-    if name not in hints:
-        raise ConfigError(f"unknown setting {section}.{name}; {section} has {', '.join(hints)}")
-    coerced = _coerce(f"{section}.{name}", hints[name], value)
-    return dataclasses.replace(config, **{section: dataclasses.replace(current, **{name: coerced})})
+    coerced = {}
+    for name, value in fields.items():
+        if name not in hints:
+            raise ConfigError(f"unknown setting {section}.{name}; {section} has {', '.join(hints)}")
+        coerced[name] = _coerce(f"{section}.{name}", hints[name], value)
+    return dataclasses.replace(config, **{section: dataclasses.replace(current, **coerced)})
 
 
 def _coerce(name: str, hint: Any, value: Any) -> Any:

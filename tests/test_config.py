@@ -71,6 +71,18 @@ def test_dictionary_round_trip():
     assert Config.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize("order", [("source=grid", "count=32"), ("count=32", "source=grid")])
+def test_fields_of_a_section_are_set_together(order):
+    config = Config().with_overrides([f"prompts.{text}" for text in order])
+    assert config.prompts == PromptSettings("grid", 32)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_a_section_without_fields_says_so():
+    with pytest.raises(ConfigError, match="section 'cluster' must hold fields; got None"):
+        Config.from_dict({"cluster": None})
+
+
 def test_prompt_texts():
     assert PromptSettings.parse("clusters") == PromptSettings()
     assert PromptSettings.parse("grid:32") == PromptSettings("grid", 32)
@@ -93,8 +105,8 @@ def test_preset_file_is_named_by_its_stem_and_keeps_defaults(tmp_path):
     [
         ("- 1", "must hold sections"),
         ("a: [", "is not YAML"),
-        ("colour: {red: 1}", "unknown setting 'colour'"),
-        ("merge: 3", "unknown setting 'merge'"),
+        ("colour: {red: 1}", "unknown section 'colour'"),
+        ("merge: 3", "section 'merge' must hold fields; got 3"),
         ("merge: {thresh: 7}", "merge.thresh must lie between"),
     ],
 )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
+from effsam2_ray.errors import ConfigError
 from effsam2_ray.pipeline.options import RunOptions
 
 READER_CPUS = 0.25
 WRITER_CPUS = 0.25
+MIN_SEGMENTER_CPUS = 0.25
+_OTHER_CPUS = READER_CPUS + WRITER_CPUS
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,14 @@ def connect(address: str | None) -> bool:
     if joining:
         ray.init(address=joining, log_to_driver=False, logging_level=logging.WARNING)
         return False
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _node_ip_address="127.0.0.1")
+    # "local": without it, Ray would join one that somebody else runs on this machine.
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
     return True
 
 
@@ -57,9 +69,24 @@ def disconnect() -> None:
 
 
 def plan_layout(options: RunOptions) -> Layout:
-    """Divide the joined cluster between the stages."""
-    resources = ray.cluster_resources()
-    gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
+    """Divide the joined cluster between the stages; see `divide`."""
+    return divide(options, _live_nodes())
+
+
+def divide(options: RunOptions, nodes: Sequence[Mapping[str, float]]) -> Layout:
+    """Divide a cluster's nodes between the stages, leaving CPUs for reading and writing.
+
+    A segmenter asks for a CPU of its own and one for each clustering actor, but never for more than a node that could
+    hold it has to give: where CPUs are few, its actors share them.
+
+    Args:
+        options: what the user asked for.
+        nodes: resources of each live node, such as `{"CPU": 8.0, "GPU": 1.0}`.
+
+    Raises:
+        ConfigError: more segmenters at least than there are CPUs for.
+    """
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     wants_gpu = bool(options.num_gpus) or (options.num_gpus is None and gpus > 0)
     device = options.device if options.device != "auto" else ("cuda" if wants_gpu else "cpu")
     on_gpu = device.startswith("cuda")
@@ -67,14 +94,25 @@ def plan_layout(options: RunOptions) -> Layout:
     num_cluster_actors = options.num_cluster_actors
     if num_cluster_actors is None:
         num_cluster_actors = 4 if on_gpu else 1
-    # Something must be left for reading and writing, also where two CPUs are all there is.
-    segmenter_cpus = min(1.0 + num_cluster_actors, max(0.5, cpus - READER_CPUS - WRITER_CPUS))
+    segmenter_cpus = 1.0 + num_cluster_actors
+    fitting = [node.get("CPU", 0.0) for node in nodes if node.get("GPU", 0.0) >= segmenter_gpus]
+    if fitting:
+        segmenter_cpus = min(segmenter_cpus, max(fitting) - _OTHER_CPUS)
+    fewest = options.num_segmenters[0] if options.num_segmenters else 1
+    if fewest * segmenter_gpus <= gpus:  # otherwise nodes have yet to join, with CPUs of their own
+        segmenter_cpus = min(segmenter_cpus, (cpus - _OTHER_CPUS) / fewest)
+    segmenter_cpus = math.floor(segmenter_cpus * 100) / 100
+    if segmenter_cpus < MIN_SEGMENTER_CPUS:
+        raise ConfigError(
+            f"{fewest} segmenters at least, and readers and writers, need more than the {cpus:g} CPUs of this cluster; "
+            "lower --num-segmenters"
+        )
     if options.num_segmenters is not None:
         segmenters = options.num_segmenters
     elif on_gpu:
         segmenters = (1, max(1, int(gpus / segmenter_gpus) if segmenter_gpus else 1))
     else:
-        segmenters = (1, max(1, int((cpus - READER_CPUS - WRITER_CPUS) / segmenter_cpus)))
+        segmenters = (1, max(1, int((cpus - _OTHER_CPUS) / segmenter_cpus)))
     return Layout(
         device=device,
         dtype=options.dtype if options.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
@@ -88,7 +126,12 @@ def plan_layout(options: RunOptions) -> Layout:
 
 
 def missing_resources(layout: Layout) -> str:
-    """Return what one segmenter needs and the cluster does not have now, "" where it fits."""
-    resources = ray.cluster_resources()
+    """Return what one segmenter needs on one node and no live node has, "" where it fits."""
     needs = {"GPU": layout.segmenter_gpus, "CPU": layout.segmenter_cpus}
-    return " and ".join(f"{need:g} {name}" for name, need in needs.items() if resources.get(name, 0.0) < need)
+    if any(all(node.get(name, 0.0) >= need for name, need in needs.items()) for node in _live_nodes()):
+        return ""
+    return "a node with " + " and ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+
+
+def _live_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+from ray.data.exceptions import SystemException
 
-from effsam2_ray.errors import StoppedError
+from effsam2_ray.errors import ConfigError, EffSam2Error, StoppedError, WeightsError
 from effsam2_ray.inputs.work_list import WorkList
 from effsam2_ray.pipeline.cluster import READER_CPUS, WRITER_CPUS, Layout
 from effsam2_ray.pipeline.payload import UnitTask, to_table
@@ -42,6 +43,7 @@ def run_graph(
 
     Raises:
         StoppedError: a stage failed for good, as when the output cannot be written any more.
+        ConfigError, WeightsError: a worker cannot start with these settings or weights.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -90,15 +92,19 @@ def run_graph(
         for table in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from (json.loads(text) for text in table["summary"].to_pylist())
     except ray.exceptions.RayError as error:
-        raise StoppedError(
-            f"{_root_cause(error)}; what is written stays, and the same command goes on from there"
-        ) from error
+        raise stage_error(error) from error
 
 
-def _root_cause(error: BaseException) -> str:
-    """Return the innermost error that a stage raised, in a line."""
+def stage_error(error: BaseException) -> EffSam2Error:
+    """Return what the user is told of an error that Ray raised for a stage."""
     inner: BaseException | None = error
-    while inner is not None:
+    while inner is not None and not isinstance(inner, SystemException):  # an empty mark of Ray Data's
         error, inner = inner, getattr(inner, "cause", None) or inner.__cause__
-    lines = str(error).strip().splitlines() or [""]
-    return f"a stage of the job failed: {type(error).__name__}: {redact_text(lines[-1])}"
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    text = redact_text(lines[-1])
+    if isinstance(error, ConfigError | WeightsError):  # the same command would fail again
+        return type(error)(f"a worker cannot start: {text}")
+    return StoppedError(
+        f"a stage of the job failed: {type(error).__name__}: {text}; what is written stays, and the same command goes "
+        "on from there"
+    )

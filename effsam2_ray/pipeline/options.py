@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from effsam2_ray.errors import ConfigError
@@ -44,9 +45,13 @@ class RunOptions:
                 raise ConfigError(f"num_segmenters must be N or LOW:HIGH with 1 <= LOW <= HIGH; got {fewest}:{most}")
         for name, least in (("num_cluster_actors", 0), ("num_gpus", 0), ("batch_size", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not least <= value < float("inf"):
                 raise ConfigError(f"{name} must be {least} or more; got {value}")
-        if self.image_timeout_s is not None and self.image_timeout_s <= 0:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {self.device!r}")
+        if self.num_gpus is not None and self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ConfigError(f"num_gpus above 1 must be a whole number; got {self.num_gpus}")
+        if self.image_timeout_s is not None and not self.image_timeout_s > 0:
             raise ConfigError(f"image_timeout must be more than 0 seconds; got {self.image_timeout_s}")
         failure_limit(self.max_failures, 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask,
 from effsam2_ray.postprocess import finish
 from effsam2_ray.results import LabelledImage
 from effsam2_ray.schema import build_table, result_columns
+from effsam2_ray.uris import redact_text
 
 COLLAPSED_SHARE = 0.5
 """A picture has collapsed when its largest merged mask joined more than this share of the candidates."""
@@ -54,11 +56,8 @@ class MergeWriter:
     def _write(self, unit: UnitCandidates) -> dict[str, Any]:
         spec = self._spec
         rows, failures = [], []
-        for outcome in unit.outcomes:
-            labelled = None
-            if outcome.candidates is not None:
-                labelled = finish(outcome.candidates, spec.config.merge, spec.config.filter)
-            rows.append(self._row(outcome, labelled))
+        for outcome, row in map(self._checked, unit.outcomes):
+            rows.append(row)
             if outcome.status != "ok":
                 failures.append(_failure(unit.task.unit_id, outcome))
         table = build_table(rows, spec.schema)
@@ -67,6 +66,20 @@ class MergeWriter:
         summary = summarize(unit.task.unit_id, table, failures)
         size_bytes = spec.output.put_part(unit.task.unit_id, table, summary)
         return {**summary, "part_bytes": size_bytes}
+
+    def _checked(self, outcome: ImageOutcome) -> tuple[ImageOutcome, dict[str, Any]]:
+        """Return the outcome with its row; an image that cannot be merged or stored becomes a failed one."""
+        spec, labelled = self._spec, None
+        try:
+            if outcome.candidates is not None:
+                labelled = finish(outcome.candidates, spec.config.merge, spec.config.filter)
+            row = self._row(outcome, labelled)
+            build_table([row], spec.schema)  # a value that does not fit must not cost the unit's other images
+        except Exception as error:  # as in the segmenter, anything becomes a row with a status
+            text = redact_text(f"{type(error).__name__}: {error}")
+            outcome = dataclasses.replace(outcome, candidates=None, status="failed", error=text, step="merge")
+            row = self._row(outcome, None)
+        return outcome, row
 
     def _row(self, outcome: ImageOutcome, labelled: LabelledImage | None) -> dict[str, Any]:
         record, spec = outcome.record, self._spec

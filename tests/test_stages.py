@@ -1,0 +1,122 @@
+"""Parts of the pipeline that need no cluster: the division of CPUs, options, failures of a stage, the writer's rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+from ray.data.exceptions import SystemException
+
+from effsam2_ray import Config, rle
+from effsam2_ray.cli import _storage_options
+from effsam2_ray.errors import ConfigError, StoppedError, WeightsError
+from effsam2_ray.inputs.reader import ImageRecord
+from effsam2_ray.masks import Mask
+from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline.cluster import divide
+from effsam2_ray.pipeline.graph import stage_error
+from effsam2_ray.pipeline.options import RunOptions
+from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask
+from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
+from effsam2_ray.prompts import grid_prompts
+from effsam2_ray.results import ImageCandidates
+from effsam2_ray.schema import run_schema
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4, 16])
+@pytest.mark.parametrize("num_segmenters", [None, (1, 1), (2, 2), (1, 8)])
+def test_segmenters_leave_cpus_for_reading_and_writing(cpus, num_segmenters):
+    if num_segmenters == (2, 2) and cpus == 1:
+        layout = divide(RunOptions(num_segmenters=num_segmenters), [{"CPU": 1.0}])
+        assert layout.segmenter_cpus == 0.25
+    layout = divide(RunOptions(num_segmenters=num_segmenters), [{"CPU": float(cpus)}])
+    assert layout.segmenters[0] * layout.segmenter_cpus + 0.5 <= cpus
+
+
+def test_two_cpus_hold_one_segmenter():
+    layout = divide(RunOptions(), [{"CPU": 2.0}])
+    assert (layout.device, layout.segmenters, layout.segmenter_cpus) == ("cpu", (1, 1), 1.5)
+
+
+def test_a_segmenter_fits_on_one_of_many_small_gpu_nodes():
+    layout = divide(RunOptions(), [{"CPU": 4.0, "GPU": 1.0}] * 10 + [{"CPU": 64.0}])
+    assert (layout.device, layout.segmenters) == ("cuda", (1, 10))
+    assert layout.segmenter_cpus == 3.5
+
+
+def test_nodes_that_have_yet_to_join_bring_their_own_cpus():
+    layout = divide(RunOptions(num_gpus=1, num_segmenters=(8, 32)), [{"CPU": 4.0}])
+    assert layout.segmenter_cpus == 5.0 and layout.device == "cuda"
+
+
+def test_more_segmenters_than_cpus_are_refused():
+    with pytest.raises(ConfigError, match="16 segmenters at least.*more than the 2 CPUs.*lower --num-segmenters"):
+        divide(RunOptions(num_segmenters=(16, 16)), [{"CPU": 2.0}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N; got 'gpu'"),
+        ({"num_gpus": 1.5}, "num_gpus above 1 must be a whole number; got 1.5"),
+        ({"num_gpus": float("nan")}, "num_gpus must be 0 or more; got nan"),
+        ({"image_timeout_s": float("nan")}, "image_timeout must be more than 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more; got 0"),
+        ({"num_segmenters": (3, 2)}, "1 <= LOW <= HIGH; got 3:2"),
+        ({"max_failures": "some"}, "a number of images or a percentage"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        RunOptions(**options)
+
+
+def test_storage_options_keep_keys_of_digits_as_text():
+    assert _storage_options(["key=0123456", "secret=!x", "anon=true", 'client_kwargs={"region_name": "r"}']) == {
+        "key": "0123456",
+        "secret": "!x",
+        "anon": True,
+        "client_kwargs": {"region_name": "r"},
+    }
+    with pytest.raises(ConfigError, match="must be JSON"):
+        _storage_options(["client_kwargs={"])
+
+
+def test_the_reason_of_a_dead_actor_is_told():
+    error = ray.exceptions.RaySystemError("the actor died of a full disk")
+    error.__cause__ = SystemException()
+    told = stage_error(error)
+    assert isinstance(told, StoppedError) and "died of a full disk" in str(told)
+
+
+def test_a_worker_without_weights_is_no_reason_to_try_again():
+    outer = ray.exceptions.RayError("outer")
+    outer.__cause__ = WeightsError("no such file: large.pt")
+    told = stage_error(outer)
+    assert isinstance(told, WeightsError) and "no such file: large.pt" in str(told)
+
+
+def outcome(uid: int, *sizes: tuple[int, int]) -> ImageOutcome:
+    masks = []
+    for index, size in enumerate(sizes):
+        segmentation = rle.encode(np.ones((1, *size), bool))[0]
+        masks.append(Mask(segmentation, size[0] * size[1], (0.0, 0.0, 8.0, 8.0), 0.9, 0.9, ((1.0, 1.0),), (index,)))
+    record = ImageRecord(uid, f"file:///{uid}.png", None, None, None, None, 1, None, {}, None, "ok", None)
+    return ImageOutcome(record, ImageCandidates((8, 8), grid_prompts(1, (8, 8)), None, tuple(masks), {}))
+
+
+def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path):
+    output = OutputFolder(str(tmp_path))
+    schema = run_schema({}, keep_candidates=False)
+    writer = MergeWriter(WriterSpec(output, schema, Config(), "demo", False))
+    # Masks of two sizes in one picture break the contract of merging.
+    unit = UnitCandidates(UnitTask(0, "u"), [outcome(1, (8, 8)), outcome(2, (8, 8), (4, 16)), outcome(3, (8, 8))])
+    summary = writer._write(unit)
+    rows = output.read_part("u").to_pylist()
+    assert [(row["image_uid"], row["status"], len(row["masks"])) for row in rows] == [
+        (1, "ok", 1),
+        (2, "failed", 0),
+        (3, "ok", 1),
+    ]
+    assert summary["statuses"] == {"ok": 2, "failed": 1}
+    assert [(f["image_uid"], f["step"]) for f in summary["failures"]] == [(2, "merge")] and rows[1]["error"]
