@@ -7,13 +7,21 @@ from typing import Any
 
 from effsam2_ray.config import Config
 from effsam2_ray.model.interface import ModelInfo
+from effsam2_ray.schema import SCHEMA_VERSION
 
 ALGORITHM_VERSION = 1
 """Raised whenever the same settings and weights would give other rows."""
 
 
 def fingerprint(
-    config: Config, info: ModelInfo, *, dtype: str, device_type: str, keep_candidates: bool, inputs: Mapping[str, Any]
+    config: Config,
+    info: ModelInfo,
+    *,
+    dtype: str,
+    device_type: str,
+    keep_candidates: bool,
+    model_config_sha256: str,
+    inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return everything that changes rows, as flat `section.field` keys with plain values.
 
@@ -23,6 +31,7 @@ def fingerprint(
         dtype: type of the model's products, such as `float32`.
         device_type: `cpu` or `cuda`.
         keep_candidates: whether candidates are stored.
+        model_config_sha256: digest of the model configuration's content, "" where none was given.
         inputs: what the work list was built from (inputs, limit, columns).
     """
     flat: dict[str, Any] = {}
@@ -36,10 +45,12 @@ def fingerprint(
         **flat,
         "weights.name": info.name,
         "weights.sha256": info.weights_sha256,
+        "weights.model_config_sha256": model_config_sha256,
         "dtype": dtype,
         "device": device_type,
         "keep_candidates": keep_candidates,
         "algorithm_version": ALGORITHM_VERSION,
+        "schema_version": SCHEMA_VERSION,
     }
 
 

@@ -36,6 +36,7 @@ from effsam2_ray.storage import (
     read_bytes,
     stat,
 )
+from effsam2_ray.uris import redact
 
 SUMMARY_KEY = b"effsam2_ray.unit_summary"
 
@@ -95,21 +96,31 @@ class OutputFolder:
         """Return the summary in a finished part's metadata, reading no more than the file's end."""
         uri = self.part_uri(unit_id)
         size_bytes = stat(uri, self.storage_options).size_bytes
-        with open_seekable(uri, size_bytes, self.storage_options) as file:
-            metadata = pq.read_schema(file).metadata or {}
-        summary: dict[str, Any] = json.loads(metadata[SUMMARY_KEY])
+        try:
+            with open_seekable(uri, size_bytes, self.storage_options) as file:
+                metadata = pq.read_schema(file).metadata or {}
+            summary: dict[str, Any] = json.loads(metadata[SUMMARY_KEY])
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise OutputError(
+                f"{redact(uri)} is damaged, or no part of this tool's; remove it and run the job again "
+                f"({type(error).__name__})"
+            ) from error
         return summary
 
     def read_job(self) -> dict[str, Any] | None:
         """Return `job.json`, None where the folder holds no run."""
-        uri = self.meta_uri("job.json")
+        return self.read_json("job.json")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file under `_meta/`, None where there is none."""
+        uri = self.meta_uri(name)
         if not exists(uri, self.storage_options):
             return None
         try:
-            job: dict[str, Any] = json.loads(read_bytes(uri, self.storage_options))
+            value: dict[str, Any] = json.loads(read_bytes(uri, self.storage_options))
         except ValueError as error:
-            raise OutputError(f"{uri} is not JSON: {error}") from error
-        return job
+            raise OutputError(f"{redact(uri)} is not JSON: {error}") from error
+        return value
 
     def claim(self, job: Mapping[str, Any]) -> bool:
         """Write `job.json`, or check that the one there has the same fingerprint. Returns whether it was there.
@@ -120,7 +131,9 @@ class OutputFolder:
         before = self.read_job()
         if before is None:
             if self.finished_units():
-                raise OutputError(f"{self.uri} holds parts but no _meta/job.json; choose an empty output folder")
+                raise OutputError(
+                    f"{redact(self.uri)} holds parts but no _meta/job.json; choose an empty output folder"
+                )
             data = json.dumps(job, indent=2).encode()
             if put_if_absent(self.meta_uri("job.json"), data, self.storage_options):
                 return False
@@ -128,8 +141,8 @@ class OutputFolder:
         lines = differences(before.get("fingerprint", {}), job["fingerprint"])
         if lines:
             raise OutputError(
-                f"{self.uri} belongs to a run with other settings; choose another output, or repeat its settings:\n  "
-                + "\n  ".join(lines)
+                f"{redact(self.uri)} belongs to a run with other settings; choose another output, or repeat its "
+                "settings:\n  " + "\n  ".join(lines)
             )
         return True
 

@@ -128,10 +128,11 @@ def test_killed_driver_goes_on_where_it_was(pictures, undisturbed, tmp_path):
     assert rows_of(out) == undisturbed
 
 
-def test_sigterm_ends_with_exit_code_4_and_says_how_to_go_on(pictures, tmp_path):
+@pytest.mark.parametrize("sign", ["_meta/job.json", "*.parquet"], ids=["before the first unit", "between units"])
+def test_sigterm_ends_with_exit_code_4_and_says_how_to_go_on(pictures, tmp_path, sign):
     out = tmp_path / "out"
     process = start(pictures, out)
-    wait_for(lambda: len(list(out.glob("*.parquet"))) >= 1, process)
+    wait_for(lambda: any(out.glob(sign)), process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 4 and "run the same command again to go on" in output, output

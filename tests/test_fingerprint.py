@@ -10,7 +10,14 @@ INFO = ModelInfo("demo", "sam2", 512, 32, (5, 6, 7), (4, 4, 4), 32, 7, 0, "", 0.
 
 
 def flat(config: Config = Config(), info: ModelInfo = INFO, **changes: object) -> dict[str, object]:  # noqa: B008
-    values = {"dtype": "float32", "device_type": "cpu", "keep_candidates": False, "inputs": {"limit": None}, **changes}
+    values = {
+        "dtype": "float32",
+        "device_type": "cpu",
+        "keep_candidates": False,
+        "model_config_sha256": "",
+        "inputs": {"limit": None},
+        **changes,
+    }
     return fingerprint(config, info, **values)  # type: ignore[arg-type]
 
 

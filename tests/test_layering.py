@@ -45,7 +45,7 @@ def test_only_the_model_layer_imports_the_models(path: Path):
 
 
 LAYERS = [
-    ["errors", "config"],
+    ["errors", "config", "uris"],
     [
         "attention",
         "rle",
@@ -60,7 +60,7 @@ LAYERS = [
     ],
     ["candidates", "merging", "nms", "filters", "results", "postprocess", "metrics"],
     ["model"],
-    ["fingerprint", "images", "uris", "storage", "inputs", "schema", "output"],
+    ["fingerprint", "images", "storage", "inputs", "schema", "output"],
     ["labeller"],
     ["demo", "show"],
     ["pipeline"],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -210,6 +213,24 @@ def test_too_many_failures_stop_the_job_with_their_reasons(two_cpus, tmp_path):
     options = RunOptions(max_failures="50%")
     with pytest.raises(TooManyFailuresError, match=r"(?s)more than --max-failures allows: \d missing.*\.png: missing"):
         label(LabelJob((str(tmp_path / "list.txt"),), str(tmp_path / "out"), CONFIG, options=options))
+
+
+def test_failures_of_an_earlier_call_count(two_cpus, tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"{n}.png\n" for n in range(4)))
+    job = LabelJob((str(tmp_path / "list.txt"),), str(tmp_path / "out"), CONFIG)
+    assert label(job)["statuses"] == {"missing": 4}
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    assert len(parts) > 1
+    parts[0].unlink()
+    with pytest.raises(TooManyFailuresError, match="^4 images failed"):
+        label(dataclasses.replace(job, options=RunOptions(max_failures="3")))
+
+
+def test_a_gpu_that_no_node_can_bring_is_refused(inputs, tmp_path):
+    command = [sys.executable, "-m", "effsam2_ray", "label", str(inputs / "folder"), "--output", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--num-gpus", "64"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "the job needs a node with 64 GPU" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_cli_refuses_a_wrong_setting_before_reading_anything(tmp_path, capsys):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.data.exceptions import SystemException
 
 from effsam2_ray import Config, rle
 from effsam2_ray.cli import _storage_options
-from effsam2_ray.errors import ConfigError, StoppedError, WeightsError
+from effsam2_ray.demo.train import DEMO_CONFIG
+from effsam2_ray.errors import ConfigError, OutputError, StoppedError, TooManyFailuresError, WeightsError
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.masks import Mask
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.cluster import divide
 from effsam2_ray.pipeline.graph import stage_error
+from effsam2_ray.pipeline.label import _config_sha256, _FailureCount
 from effsam2_ray.pipeline.options import RunOptions
 from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask
 from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
@@ -120,3 +128,65 @@ def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path):
     ]
     assert summary["statuses"] == {"ok": 2, "failed": 1}
     assert [(f["image_uid"], f["step"]) for f in summary["failures"]] == [(2, "merge")] and rows[1]["error"]
+
+
+def _summary(*statuses: str) -> dict:
+    return {"failures": [{"image_uri": f"{n}.jpg", "status": s, "error": "why"} for n, s in enumerate(statuses)]}
+
+
+def test_failures_are_counted_over_units_with_the_first_shown():
+    count = _FailureCount(limit=6)
+    count.add(_summary("corrupt", "missing"))
+    count.add(_summary("corrupt", "corrupt", "oom", "oom"))
+    with pytest.raises(TooManyFailuresError) as caught:
+        count.add(_summary("timeout"))
+    text = str(caught.value)
+    assert text.startswith("7 images failed, more than --max-failures allows: 3 corrupt, 2 oom, 1 missing, 1 timeout")
+    assert text.count(".jpg") == 5 and "timeout (why)" not in text
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    output = OutputFolder(str(tmp_path))
+    (tmp_path / "part-a.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(OutputError, match="part-a.parquet is damaged.*remove it and run the job again"):
+        output.read_unit_summary("a")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "part-b.parquet")
+    with pytest.raises(OutputError, match="part-b.parquet is damaged, or no part of this tool's"):
+        output.read_unit_summary("b")
+
+
+def test_a_model_configuration_counts_by_its_content(tmp_path):
+    text = DEMO_CONFIG.read_text()
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text("# a remark\n" + text)
+    (tmp_path / "c.yaml").write_text(text.replace("decoder_num_heads: 4", "decoder_num_heads: 8"))
+    a, b, c = (_config_sha256(str(tmp_path / f"{name}.yaml")) for name in "abc")
+    assert a == b != c and _config_sha256(None) == ""
+
+
+HANG = """
+import ctypes, sys, time
+from effsam2_ray.pipeline import watchdog
+watchdog.GRACE_S = 1.0
+dog = watchdog.Watchdog(lambda: print("convicted", flush=True))
+with dog.watch(0.5):
+    time.sleep(0.3)
+with dog.watch(1.0):
+    {call}
+print("survived")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "said"),
+    [
+        ("time.sleep(60)", -9, "convicted\n"),  # lets go of Python's lock
+        ("ctypes.PyDLL(None).sleep(60)", 1, ""),  # holds it: no Python thread runs any more
+        ("time.sleep(0.1)", 0, "survived\n"),
+    ],
+)
+def test_the_watchdog_ends_every_kind_of_hang(call, code, said):
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANG.format(call=call)], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert time.monotonic() - start < 30

@@ -229,6 +229,11 @@ def _record(
 ) -> ImageRecord:
     if data is not None and not data:
         data, error = None, ImageError("empty", "the file has no bytes")
+    try:
+        columns = convert_all(json.loads(image.kept) if kept is None else kept, types)
+    except (ValueError, TypeError, OverflowError) as unfit:  # the input changed since its types were read
+        columns = convert_all({}, types)
+        data, error = None, error or ImageError("changed", f"a kept column holds another type than before: {unfit}")
     size = len(data) if data is not None else image.size_bytes
     if error is None:
         status, text = "ok", None
@@ -244,7 +249,7 @@ def _record(
         image_id=image.image_id if image_id is None else image_id,
         size_bytes=None if size == UNKNOWN_SIZE else size,
         etag=etag or image.etag or None,
-        kept=convert_all(json.loads(image.kept) if kept is None else kept, types),
+        kept=columns,
         data=data,
         status=status,
         error=text,

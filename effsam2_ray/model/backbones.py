@@ -16,6 +16,7 @@ import fsspec
 
 from effsam2_ray.errors import ConfigError
 from effsam2_ray.model.interface import Head
+from effsam2_ray.uris import redact_text
 
 _LARGE = "unverified: the source's head 2 of layer 22 (windowed) moved to the nearest global block"
 _HIERA = "unverified: first global block and head 2, by analogy with Hiera-L"
@@ -178,19 +179,20 @@ def load_heads_table(source: str) -> dict[str, tuple[Head, str]]:
     Raises:
         ConfigError: it cannot be read or has another shape.
     """
+    shown = redact_text(source)
     try:
         with fsspec.open(source, "rt") as file:
             table = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the table of heads {source}: {error}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"cannot read the table of heads {shown}: {redact_text(str(error))}") from error
     if not isinstance(table, Mapping):
-        raise ConfigError(f"the table of heads {source} must be a JSON object; got {type(table).__name__}")
+        raise ConfigError(f"the table of heads {shown} must be a JSON object; got {type(table).__name__}")
     heads: dict[str, tuple[Head, str]] = {}
     for key, entry in table.items():
         block, head = (entry.get("block"), entry.get("head")) if isinstance(entry, Mapping) else (None, None)
         if not isinstance(block, int) or not isinstance(head, int):
             raise ConfigError(
-                f'the table of heads {source} needs {{"block": int, "head": int}} for {key}; got {entry!r}'
+                f'the table of heads {shown} needs {{"block": int, "head": int}} for {key}; got {entry!r}'
             )
-        heads[str(key)] = ((block, head), str(entry.get("source", f"table {source}")))
+        heads[str(key)] = ((block, head), str(entry.get("source", f"table {shown}")))
     return heads

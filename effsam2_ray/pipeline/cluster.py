@@ -12,6 +12,7 @@ import ray
 
 from effsam2_ray.errors import ConfigError
 from effsam2_ray.pipeline.options import RunOptions
+from effsam2_ray.uris import redact_text
 
 READER_CPUS = 0.25
 WRITER_CPUS = 0.25
@@ -50,7 +51,10 @@ def connect(address: str | None) -> bool:
         return False
     joining = address or os.environ.get("RAY_ADDRESS")
     if joining:
-        ray.init(address=joining, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            ray.init(address=joining, log_to_driver=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"cannot join the Ray cluster at {redact_text(joining)}: {error}") from error
         return False
     # "local": without it, Ray would join one that somebody else runs on this machine.
     ray.init(

@@ -82,12 +82,16 @@ class ClusterPool:
                 self._free.put_nowait(actor)
         actor = await self._free.get()
         try:
+            await actor.ready.remote()  # a fresh one imports for seconds, which are not the picture's
             future = getattr(actor, method).remote(*args).future()
             return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout_s)
         except TimeoutError as error:
             ray.kill(actor)
             actor = self._start()
             raise TimeoutError(f"clustering took more than {self._timeout_s:g} s") from error
+        except ray.exceptions.ActorError:
+            actor = self._start()
+            raise
         finally:
             self._free.put_nowait(actor)
 

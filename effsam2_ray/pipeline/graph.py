@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import ray
 from ray.data.exceptions import SystemException
 
 from effsam2_ray.errors import ConfigError, EffSam2Error, StoppedError, WeightsError
+from effsam2_ray.inputs.cutting import MAX_UNIT_IMAGES
 from effsam2_ray.inputs.work_list import WorkList
 from effsam2_ray.pipeline.cluster import READER_CPUS, WRITER_CPUS, Layout
 from effsam2_ray.pipeline.payload import UnitTask, to_table
@@ -21,8 +22,8 @@ from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
 from effsam2_ray.storage import StorageOptions
 from effsam2_ray.uris import redact_text
 
-MAX_ACTOR_RESTARTS = 100
-"""Bound on restarts of one actor and on tries of one unit; an image that kills its process is convicted long before."""
+MAX_UNIT_TRIES = 4 * MAX_UNIT_IMAGES
+"""Bound on tries of one unit: every image of it may kill its process until it is convicted. Actors restart for ever."""
 
 # A unit being labelled, the next one already there so that the two overlap, and one on its way.
 UNITS_AT_WORK = 2
@@ -38,7 +39,7 @@ def run_graph(
     segmenter: SegmenterSpec,
     writer: WriterSpec,
     storage_options: StorageOptions,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yield the summary of each unit once its part is written, in no particular order.
 
     Raises:
@@ -53,7 +54,7 @@ def run_graph(
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     # Restarts have no other way in; the package requires a Ray that still takes them.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    restarts = {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_ACTOR_RESTARTS}
+    restarts = {"max_restarts": -1, "max_task_retries": MAX_UNIT_TRIES}
     summaries = (
         ray.data.from_arrow([to_table(task) for task in tasks])
         .map_batches(

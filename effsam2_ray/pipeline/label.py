@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
+import math
 import platform
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +25,7 @@ from effsam2_ray.fingerprint import fingerprint
 from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.inputs.work_list import WorkList
 from effsam2_ray.labeller import resolve_config
+from effsam2_ray.model.build import load_config
 from effsam2_ray.model.interface import ModelInfo
 from effsam2_ray.model.weights import check_weights
 from effsam2_ray.output import OutputFolder
@@ -91,42 +96,58 @@ def label(job: LabelJob, say: Callable[[str], None] = print) -> dict[str, Any]:
         TooManyFailuresError: more images failed than allowed.
         StoppedError: stopped by a signal; running the job again goes on.
     """
+    with _stop_signals():
+        info = _model_info(job)
+        config = resolve_config(job.config, info)
+        own_cluster = connect(job.options.address)
+        try:
+            with _stop_signals():  # again: Ray has put its own handler there
+                return _label(job, config, info, own_cluster, say)
+        finally:
+            if own_cluster:
+                disconnect()
+
+
+def _label(
+    job: LabelJob, config: Config, info: ModelInfo, own_cluster: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     started = time.time()
-    info = _model_info(job)
-    config = resolve_config(job.config, info)
-    own_cluster = connect(job.options.address)
-    try:
-        layout = plan_layout(job.options)
-        output = OutputFolder(job.output, job.storage_options)
-        resumed, work_list = _freeze(job, output, layout, _describe(job, config, info, layout))
-        for line in _opening_lines(job, config, info, layout, work_list):
-            say(line)
-        finished = output.finished_units() & set(work_list.unit_ids)
-        tasks = _unfinished(work_list, finished)
-        retries = _retries(output, work_list, finished) if job.options.retry_failed else []
-        if not tasks and not retries and exists(output.meta_uri("summary.json"), output.storage_options):
-            say(
-                f"{job.output} is complete: {work_list.num_images:,} images in {len(work_list):,} parts; nothing to do."
-            )
-        elif resumed:
-            say(f"Resuming: {len(finished):,} of {len(work_list):,} units are done.")
-        summaries: list[dict[str, Any]] = []
-        if tasks or retries:
-            segmenter, writer = _specs(job, config, info, layout, output, work_list)
-            counts = dict(zip(work_list.unit_ids, work_list.unit_num_images, strict=True))
-            done_images = sum(counts[unit_id] for unit_id in finished)
-            limit = failure_limit(job.options.max_failures, work_list.num_images)
-            graph = run_graph([*tasks, *retries], work_list, layout, segmenter, writer, job.storage_options)
-            with _stop_signals(), Progress(work_list.num_images, done_images, lambda: missing_resources(layout)) as bar:
-                for summary in graph:
-                    summaries.append(summary)
-                    bar.add(summary)
-                    _check_failures(summaries, limit)
-        earlier = finished - {task.unit_id for task in retries}
-        return _sum_up(output, work_list, earlier, summaries, started, say)
-    finally:
-        if own_cluster:
-            disconnect()
+    layout = plan_layout(job.options)
+    if own_cluster and (missing := missing_resources(layout)):  # nothing will ever join it
+        raise ConfigError(f"the job needs {missing}, which this machine has not; use --device cpu, or --address")
+    output = OutputFolder(job.output, job.storage_options)
+    resumed, work_list = _freeze(job, output, layout, _describe(job, config, info, layout))
+    for line in _opening_lines(job, config, info, layout, work_list):
+        say(line)
+    finished = output.finished_units() & set(work_list.unit_ids)
+    tasks = _unfinished(work_list, finished)
+    retries = _retries(output, work_list, finished) if job.options.retry_failed else []
+    if not tasks and not retries and (before := output.read_json("summary.json")):
+        say(
+            f"{redact(job.output)} is complete: {work_list.num_images:,} images in {len(work_list):,} parts; "
+            "nothing to do."
+        )
+        return {**before, "images_this_time": 0}
+    if resumed:
+        say(f"Resuming: {len(finished):,} of {len(work_list):,} units are done.")
+    earlier = finished - {task.unit_id for task in retries}
+    summaries: list[dict[str, Any]] = []
+    if tasks or retries:
+        segmenter, writer = _specs(job, config, info, layout, output, work_list)
+        counts = dict(zip(work_list.unit_ids, work_list.unit_num_images, strict=True))
+        done_images = sum(counts[unit_id] for unit_id in earlier)
+        failures = _FailureCount(failure_limit(job.options.max_failures, work_list.num_images))
+        if math.isfinite(failures.limit):
+            for _, summary in _read_summaries(output, work_list, earlier):
+                failures.add(summary)
+        graph = run_graph([*tasks, *retries], work_list, layout, segmenter, writer, job.storage_options)
+        progress = Progress(work_list.num_images, done_images, lambda: missing_resources(layout))
+        with closing(graph), progress as bar:
+            for summary in graph:
+                summaries.append(summary)
+                bar.add(summary)
+                failures.add(summary)
+    return _sum_up(output, work_list, earlier, summaries, started, say)
 
 
 def _model_info(job: LabelJob) -> ModelInfo:
@@ -179,14 +200,29 @@ def _describe(job: LabelJob, config: Config, info: ModelInfo, layout: Layout) ->
             dtype=layout.dtype,
             device_type=layout.device.split(":")[0],
             keep_candidates=job.options.keep_candidates,
+            model_config_sha256=_config_sha256(job.model_config),
             inputs=inputs,
         ),
         "config": config.to_dict(),
         "weights": dataclasses.asdict(info),
         "layout": dataclasses.asdict(layout),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
+
+
+def _config_sha256(model_config: str | None) -> str:
+    """Return the digest of a model configuration's content, however it is written and wherever it lies."""
+    if model_config is None:
+        return ""
+    return hashlib.sha256(json.dumps(load_config(model_config), sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a folder of sources
+        return "unknown"
 
 
 def _opening_lines(
@@ -242,24 +278,36 @@ def _specs(
         num_cluster_actors=layout.num_cluster_actors,
         image_timeout_s=job.options.image_timeout_s,
         output=output,
+        weights_sha256=info.weights_sha256,
+        run_id=uuid.uuid4().hex,
     )
     schema = run_schema(work_list.kept_schema, keep_candidates=keep)
     return segmenter, WriterSpec(output, schema, config, info.name, keep)
 
 
-def _check_failures(summaries: Sequence[Mapping[str, Any]], limit: float) -> None:
-    failures = [failure for summary in summaries for failure in summary["failures"]]
-    if len(failures) <= limit:
-        return
-    reasons = Counter(failure["status"] for failure in failures)
-    shown = "\n".join(
-        f"  {failure['image_uri']}: {failure['status']} ({failure['error']})" for failure in failures[:SHOWN_FAILURES]
-    )
-    raise TooManyFailuresError(
-        f"{len(failures)} images failed, more than --max-failures allows: "
-        + ", ".join(f"{count} {status}" for status, count in reasons.most_common())
-        + f"; the first of them:\n{shown}"
-    )
+class _FailureCount:
+    """Counts failed images and stops the job once there are more than `limit`."""
+
+    def __init__(self, limit: float):
+        self.limit = limit
+        self._reasons: Counter[str] = Counter()
+        self._first: list[Mapping[str, Any]] = []
+
+    def add(self, summary: Mapping[str, Any]) -> None:
+        failures = summary["failures"]
+        self._reasons.update(failure["status"] for failure in failures)
+        self._first += failures[: max(0, SHOWN_FAILURES - len(self._first))]
+        if self._reasons.total() > self.limit:
+            raise TooManyFailuresError(
+                f"{self._reasons.total()} images failed, more than --max-failures allows: "
+                + ", ".join(f"{count} {status}" for status, count in self._reasons.most_common())
+                + "; the first of them:\n"
+                + "\n".join(f"  {f['image_uri']}: {f['status']} ({f['error']})" for f in self._first)
+            )
+
+
+class _Stop(BaseException):
+    """What the signal handler raises: no `except Exception` on the way swallows it."""
 
 
 @contextmanager
@@ -270,11 +318,13 @@ def _stop_signals() -> Iterator[None]:
         return
 
     def stop(number: int, _: object) -> None:
-        raise StoppedError(f"stopped by {signal.Signals(number).name}; run the same command again to go on")
+        raise _Stop(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except _Stop as signalled:
+        raise StoppedError(f"stopped by {signalled}; run the same command again to go on") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -25,7 +25,7 @@ from effsam2_ray.attention import CapturedHead
 from effsam2_ray.cluster_prompts import AttentionTrees, attention_trees, cluster_centres
 from effsam2_ray.clustering import Clusters
 from effsam2_ray.config import Config
-from effsam2_ray.errors import EffSam2Error, ImageError
+from effsam2_ray.errors import EffSam2Error, ImageError, WeightsError
 from effsam2_ray.images import decode_image
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts
@@ -35,7 +35,12 @@ from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
 from effsam2_ray.pipeline.cluster_actor import ClusterPool
 from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitImages, from_table, to_table
 from effsam2_ray.pipeline.watchdog import Watchdog
+from effsam2_ray.prompts import grid_prompts
 from effsam2_ray.results import ImageCandidates
+from effsam2_ray.uris import redact_text
+
+OOM_TRIES = 3
+"""How often one picture alone is tried when the device is out of memory."""
 
 T = TypeVar("T")
 
@@ -54,6 +59,8 @@ class SegmenterSpec:
         num_cluster_actors: clustering actors of this segmenter; 0 clusters in its own process.
         image_timeout_s: seconds that one step of one image may take, or None.
         output: where attempt records go.
+        weights_sha256: digest of the file that the job was started with.
+        run_id: names this call of the job among all that ever wrote to the output.
     """
 
     weights: str
@@ -65,6 +72,8 @@ class SegmenterSpec:
     num_cluster_actors: int
     image_timeout_s: float | None
     output: OutputFolder
+    weights_sha256: str
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,13 @@ class Segmenter:
             dtype=spec.dtype,
             batch_size=spec.batch_size,
         )
+        info = self._labeller.model.info
+        if info.weights_sha256 != spec.weights_sha256:
+            raise WeightsError(
+                f"the weights {redact_text(spec.weights)} on this node are another file (sha256 "
+                f"{info.weights_sha256[:12]}) than where the job was started ({spec.weights_sha256[:12]})"
+            )
+        self._warm_up()
         clusters = spec.num_cluster_actors if self._labeller.heads else 0
         self._clusters = ClusterPool(clusters, spec.image_timeout_s) if clusters else None
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -98,7 +114,7 @@ class Segmenter:
         self._alone = asyncio.Lock()
         self._current: Attempt | None = None
         context = ray.get_runtime_context()
-        place = {"node": context.get_node_id(), "job": context.get_job_id()}
+        place = {"node": context.get_node_id(), "job": spec.run_id}
         self._log = AttemptLog(spec.output, place, functools.partial(_taken_down, place))
         self._watchdog = Watchdog(self._convict)
 
@@ -146,6 +162,8 @@ class Segmenter:
                     attempt.current_uid = records[index].image_uid
                     await self._run(self._loaders, self._log.store, attempt)
                     await label([index])
+                attempt.current_uid = None
+                await self._run(self._loaders, self._log.store, attempt)
             finally:
                 self._current = None
                 for _ in range(self._batches):
@@ -168,29 +186,30 @@ class Segmenter:
         except Exception as error:  # the one place where anything becomes a row with a status
             return _failed(record, "failed", f"{type(error).__name__}: {error}", "load")
 
-    async def _segment(self, records: Sequence[ImageRecord], pictures: Sequence[_Picture]) -> list[ImageOutcome]:
+    async def _segment(
+        self, records: Sequence[ImageRecord], pictures: Sequence[_Picture], tries: int = OOM_TRIES
+    ) -> list[ImageOutcome]:
         if not pictures:
             return []
         try:
             candidates = await self._find_candidates(pictures)
-        except torch.cuda.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            if len(pictures) == 1:
-                return [_failed(records[0], "oom", str(error), "segment")]
-            middle = len(pictures) // 2
-        except TimeoutError as error:
-            if len(pictures) == 1:
-                return [_failed(records[0], "timeout", str(error), "cluster")]
-            middle = len(pictures) // 2
-        except Exception as error:  # the one place where anything becomes a row with a status
-            if len(pictures) == 1:
-                name = "" if isinstance(error, EffSam2Error) else f"{type(error).__name__}: "
-                return [_failed(records[0], "failed", f"{name}{error}", "segment")]
-            middle = len(pictures) // 2
-        else:
             return [
                 ImageOutcome(_without_data(record), image) for record, image in zip(records, candidates, strict=True)
             ]
+        except torch.cuda.OutOfMemoryError as error:
+            failure = ("oom", str(error), "segment")
+        except TimeoutError as error:
+            failure = ("timeout", str(error), "cluster")
+        except Exception as error:  # the one place where anything becomes a row with a status
+            name = "" if isinstance(error, EffSam2Error) else f"{type(error).__name__}: "
+            failure = ("failed", f"{name}{error}", "segment")
+        if failure[0] == "oom":  # here, where the error and the tensors of its frames are gone
+            await self._run(self._device_thread, torch.cuda.empty_cache)
+        if len(pictures) == 1:
+            if failure[0] == "oom" and tries > 1:  # the other batches in flight may have held the memory
+                return await self._segment(records, pictures, tries - 1)
+            return [_failed(records[0], *failure)]
+        middle = len(pictures) // 2
         first = await self._segment(records[:middle], pictures[:middle])
         return first + await self._segment(records[middle:], pictures[middle:])
 
@@ -240,6 +259,12 @@ class Segmenter:
             tree_select_s,
             config,
         )
+
+    def _warm_up(self) -> None:
+        """Encode and decode one small picture: what a device does only once must not count as an image's time."""
+        encoded, _ = self._labeller.encode([np.full((64, 64, 3), 128, np.uint8)])
+        prompts = grid_prompts(1, (64, 64))
+        self._labeller.decode([(encoded[0], FoundPrompts(prompts, None, {}), {})])
 
     def _watched(self, num_images: int, function: Callable[..., T], *args: Any) -> T:
         limit_s = self._spec.image_timeout_s
@@ -303,7 +328,7 @@ def _known(record: ImageRecord, attempt: Attempt) -> ImageOutcome | None:
 
 
 def _failed(record: ImageRecord, status: str, error: str, step: str) -> ImageOutcome:
-    return ImageOutcome(_without_data(record), None, status, error, step)
+    return ImageOutcome(_without_data(record), None, status, redact_text(error), step)
 
 
 def _without_data(record: ImageRecord) -> ImageRecord:
