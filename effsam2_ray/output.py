@@ -5,6 +5,7 @@
     OUT/part-<unit>.parquet        one part a unit, and nothing else beside them
     OUT/_meta/job.json             written first: configuration, fingerprint, versions
     OUT/_meta/work_list.parquet    the frozen units
+    OUT/_meta/driver.json          the driver's sign of life, while it is at work
     OUT/_meta/attempts/<unit>.json present only while a unit is being labelled, or after it killed its process
     OUT/_meta/failures.parquet     one row a failed image
     OUT/_meta/summary.json         written last

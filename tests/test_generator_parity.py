@@ -10,17 +10,16 @@ from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from effsam2_ray import Config, Labeller
 from effsam2_ray.demo.scenes import draw_scene, held_out_seed
 
-POINTS_PER_SIDE = 12
 THRESHOLDS = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.7}
 # Scores differ by rounding: a mask this close to a cut-off may fall on either side of it.
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_same_masks_as_the_stock_generator(seed: int):
+@pytest.mark.parametrize(("seed", "points_per_side"), [(1, 12), (2, 12), (3, 32)])
+def test_same_masks_as_the_stock_generator(seed: int, points_per_side: int):
     config = Config().with_overrides(
         [
-            f"prompts.count={POINTS_PER_SIDE}",
+            f"prompts.count={points_per_side}",
             "prompts.source=grid",
             "decode.masks_per_prompt=all",
             "merge.method=nms",
@@ -29,7 +28,7 @@ def test_same_masks_as_the_stock_generator(seed: int):
     )
     labeller = Labeller.from_weights("demo", config=config, device="cpu")
     image = draw_scene(held_out_seed(seed), (150, 210)).image
-    generator = SAM2AutomaticMaskGenerator(labeller.model._model, points_per_side=POINTS_PER_SIDE, **THRESHOLDS)
+    generator = SAM2AutomaticMaskGenerator(labeller.model._model, points_per_side=points_per_side, **THRESHOLDS)
     side = labeller.model.info.image_size
     generator.predictor._bb_feat_sizes = [(side // stride, side // stride) for stride in (4, 8, 16)]
 

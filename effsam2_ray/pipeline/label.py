@@ -31,6 +31,7 @@ from effsam2_ray.model.weights import check_weights
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.cluster import Layout, connect, disconnect, missing_resources, plan_layout
 from effsam2_ray.pipeline.graph import run_graph
+from effsam2_ray.pipeline.heartbeat import heartbeat, other_driver
 from effsam2_ray.pipeline.options import RunOptions, failure_limit
 from effsam2_ray.pipeline.payload import UnitTask
 from effsam2_ray.pipeline.progress import Progress
@@ -119,6 +120,9 @@ def _label(
     resumed, work_list = _freeze(job, output, layout, _describe(job, config, info, layout))
     for line in _opening_lines(job, config, info, layout, work_list):
         say(line)
+    run_id = uuid.uuid4().hex
+    if other := other_driver(output, run_id):
+        say(f"Warning: another driver is at work on this output ({other}); the rows will be the same, the work double.")
     finished = output.finished_units() & set(work_list.unit_ids)
     tasks = _unfinished(work_list, finished)
     retries = _retries(output, work_list, finished) if job.options.retry_failed else []
@@ -133,7 +137,7 @@ def _label(
     earlier = finished - {task.unit_id for task in retries}
     summaries: list[dict[str, Any]] = []
     if tasks or retries:
-        segmenter, writer = _specs(job, config, info, layout, output, work_list)
+        segmenter, writer = _specs(job, config, info, layout, output, work_list, run_id)
         counts = dict(zip(work_list.unit_ids, work_list.unit_num_images, strict=True))
         done_images = sum(counts[unit_id] for unit_id in earlier)
         failures = _FailureCount(failure_limit(job.options.max_failures, work_list.num_images))
@@ -142,7 +146,7 @@ def _label(
                 failures.add(summary)
         graph = run_graph([*tasks, *retries], work_list, layout, segmenter, writer, job.storage_options)
         progress = Progress(work_list.num_images, done_images, lambda: missing_resources(layout))
-        with closing(graph), progress as bar:
+        with heartbeat(output, run_id), closing(graph), progress as bar:
             for summary in graph:
                 summaries.append(summary)
                 bar.add(summary)
@@ -265,7 +269,13 @@ def _read_summaries(
 
 
 def _specs(
-    job: LabelJob, config: Config, info: ModelInfo, layout: Layout, output: OutputFolder, work_list: WorkList
+    job: LabelJob,
+    config: Config,
+    info: ModelInfo,
+    layout: Layout,
+    output: OutputFolder,
+    work_list: WorkList,
+    run_id: str,
 ) -> tuple[SegmenterSpec, WriterSpec]:
     keep = job.options.keep_candidates
     segmenter = SegmenterSpec(
@@ -279,7 +289,7 @@ def _specs(
         image_timeout_s=job.options.image_timeout_s,
         output=output,
         weights_sha256=info.weights_sha256,
-        run_id=uuid.uuid4().hex,
+        run_id=run_id,
     )
     schema = run_schema(work_list.kept_schema, keep_candidates=keep)
     return segmenter, WriterSpec(output, schema, config, info.name, keep)
