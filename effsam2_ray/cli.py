@@ -68,7 +68,7 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     preset.add_argument("--preset-file", metavar="FILE", help="YAML of settings, in sections")
     add("--weights", default="demo", metavar="NAME|PATH|URI", help="default: %(default)s")
     add("--model-config", metavar="FILE", help="YAML of a fine-tuned model")
-    add("--heads-table", metavar="FILE", help="attention heads found by a calibration")
+    add("--heads-table", metavar="FILE", help="JSON of attention heads by weights")
     add("--prompts", metavar="SOURCE", help="clusters, grid:N or random:N; default: clusters")
     add("--set", dest="overrides", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="may be repeated")
     add("--limit", type=_positive, metavar="N", help="only the first N images")
@@ -87,7 +87,7 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     add("--keep-columns", type=_names, default=(), metavar="A,B", help="columns of yours that go along")
     add("--storage-option", action="append", default=[], metavar="KEY=VALUE", help="for fsspec; may be repeated")
     add("--address", metavar="ADDR", help="Ray cluster to join")
-    add("--dry-run", action="store_true", help="print what would be done")
+    add("--dry-run", action="store_true", help="print the plan and all settings; run nothing")
     parser.set_defaults(run=_label)
 
 

@@ -135,7 +135,7 @@ class Labeller:
             preset: name of a preset; ignored where `config` is given.
             config: full settings.
             model_config: YAML of a fine-tuned model whose shape differs from the official ones.
-            heads_table: table of attention heads that `effsam2 calibrate` wrote; the block and head in `config` win.
+            heads_table: table of attention heads (`backbones.load_heads_table`); block and head in `config` win.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `bfloat16` or `float16`.
             batch_size: pictures that the encoder sees at once.

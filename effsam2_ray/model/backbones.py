@@ -2,7 +2,7 @@
 
 Only one head rests on the method's source ("Head 2 Layer 22" of Hiera-L), and even there the block named is windowed
 and has no attention between all patches; block 23 is the nearest that has. All defaults are unverified until
-`effsam2 calibrate` has searched a backbone's heads; its table comes back in through `load_heads_table`.
+a backbone's heads have been searched; such a table comes in through `load_heads_table`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def load_heads_table(source: str) -> dict[str, tuple[Head, str]]:
-    """Read a table of heads, as `effsam2 calibrate` writes it.
+    """Read a table of heads.
 
     Args:
         source: path or fsspec URI of JSON ``{KEY: {"block": B, "head": H, "source": TEXT}, ...}``; KEY is the sha256 of

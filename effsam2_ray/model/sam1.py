@@ -19,52 +19,17 @@ from torch import Tensor, nn
 
 from effsam2_ray.attention import CapturedHead
 from effsam2_ray.errors import WeightsError
+from effsam2_ray.model.base import LoadedModel
 from effsam2_ray.model.capture import watch_qkv
 from effsam2_ray.model.interface import Decoded, EncodedImage, Head, ModelInfo
-from effsam2_ray.model.point_decoder import ImageFeatures, PointDecoder, autocast, prompts_per_call_for
+from effsam2_ray.model.point_decoder import ImageFeatures, autocast
 
 
-class Sam1Model:
+class Sam1Model(LoadedModel):
     """A `SegmentationModel` over a `segment_anything.modeling.Sam`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        info: ModelInfo,
-        device: torch.device,
-        dtype: torch.dtype,
-        prompts_per_call: int | None = None,
-    ):
-        """Move the model to `device` and keep it.
-
-        Args:
-            model: `Sam` in evaluation mode.
-            info: what `describe` says of it.
-            device: where to run.
-            dtype: float32, or a half type to run under autocast.
-            prompts_per_call: size of the decoder's calls; None takes what is fast on the device.
-        """
-        self._model: Any = model.to(device).eval()
-        self._info = info
-        self._device = device
-        self._dtype = dtype
-        size = prompts_per_call or prompts_per_call_for(device, info.grid_size)
-        self._decoder = PointDecoder(self._model.prompt_encoder, self._model.mask_decoder, size)
-
-    @property
-    def info(self) -> ModelInfo:
-        """Facts about the weights."""
-        return self._info
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are and where results lie."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the encoder's and decoder's products."""
-        return self._dtype
+    _prompt_encoder_name = "prompt_encoder"
+    _mask_decoder_name = "mask_decoder"
 
     @torch.no_grad()
     def encode(self, images: Sequence[np.ndarray], heads: Sequence[Head]) -> list[EncodedImage]:

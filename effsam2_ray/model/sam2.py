@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from effsam2_ray.attention import CapturedHead
 from effsam2_ray.errors import WeightsError
+from effsam2_ray.model.base import LoadedModel
 from effsam2_ray.model.capture import watch_qkv
 from effsam2_ray.model.interface import Decoded, EncodedImage, Head, ModelInfo
-from effsam2_ray.model.point_decoder import ImageFeatures, PointDecoder, autocast, prompts_per_call_for
+from effsam2_ray.model.point_decoder import ImageFeatures, autocast
 
 # ImageNet's, as in sam2.utils.transforms.SAM2Transforms
 _MEAN = (0.485, 0.456, 0.406)
@@ -27,47 +28,11 @@ _GLOBAL_STAGE = 2
 """Hiera's third stage: its patches are 16 x 16 pixels, the grid that the mask decoder works on."""
 
 
-class Sam2Model:
+class Sam2Model(LoadedModel):
     """A `SegmentationModel` over a `sam2.modeling.sam2_base.SAM2Base`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        info: ModelInfo,
-        device: torch.device,
-        dtype: torch.dtype,
-        prompts_per_call: int | None = None,
-    ):
-        """Move the model to `device` and keep it.
-
-        Args:
-            model: `SAM2Base` in evaluation mode.
-            info: what `describe` says of it.
-            device: where to run.
-            dtype: float32, or a half type to run under autocast.
-            prompts_per_call: size of the decoder's calls; None takes what is fast on the device.
-        """
-        self._model: Any = model.to(device).eval()
-        self._info = info
-        self._device = device
-        self._dtype = dtype
-        size = prompts_per_call or prompts_per_call_for(device, info.grid_size)
-        self._decoder = PointDecoder(self._model.sam_prompt_encoder, self._model.sam_mask_decoder, size)
-
-    @property
-    def info(self) -> ModelInfo:
-        """Facts about the weights."""
-        return self._info
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are and where results lie."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the encoder's and decoder's products."""
-        return self._dtype
+    _prompt_encoder_name = "sam_prompt_encoder"
+    _mask_decoder_name = "sam_mask_decoder"
 
     @torch.no_grad()
     def encode(self, images: Sequence[np.ndarray], heads: Sequence[Head]) -> list[EncodedImage]:

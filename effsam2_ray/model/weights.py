@@ -49,7 +49,7 @@ def load_model(
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         dtype: `auto` (bfloat16 on CUDA, float32 elsewhere), `float32`, `bfloat16` or `float16`.
         cache_dir: where downloads are kept; None takes $EFFSAM2_CACHE or ~/.cache/effsam2_ray.
-        heads_table: path or URI of a table that `effsam2 calibrate` wrote; it sets the default head.
+        heads_table: path or URI of a table (`backbones.load_heads_table`); it sets the default head.
         prompts_per_call: size of the decoder's calls; None takes what is fast on the device.
 
     Raises:

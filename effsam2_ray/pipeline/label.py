@@ -56,7 +56,7 @@ class LabelJob:
         config: settings, not yet resolved.
         weights: name, path or URI.
         model_config: YAML of a fine-tuned model, or None.
-        heads_table: file of `effsam2 calibrate`, or None.
+        heads_table: table of attention heads (`backbones.load_heads_table`), or None.
         limit: label only the first N images.
         id_column, image_column, keep_columns: columns of Parquet inputs and manifests.
         storage_options: passed to fsspec for inputs and output.
