@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -24,9 +25,11 @@ from pycocotools import mask as coco_mask
 
 from effsam2_ray import Labeller, preset_config
 from effsam2_ray.cli import main
+from effsam2_ray.cluster_prompts import select_clusters
 from effsam2_ray.demo.scenes import draw_scene
 from effsam2_ray.errors import OutputError, TooManyFailuresError
 from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline.cluster_actor import ClusterPool
 from effsam2_ray.pipeline.label import LabelJob, label
 from effsam2_ray.pipeline.options import RunOptions
 
@@ -213,6 +216,22 @@ def test_too_many_failures_stop_the_job_with_their_reasons(two_cpus, tmp_path):
     options = RunOptions(max_failures="50%")
     with pytest.raises(TooManyFailuresError, match=r"(?s)more than --max-failures allows: \d missing.*\.png: missing"):
         label(LabelJob((str(tmp_path / "list.txt"),), str(tmp_path / "out"), CONFIG, options=options))
+
+
+def test_a_clustering_actor_that_is_gone_is_replaced(two_cpus):
+    edges = np.array([[row, row + 1, 0.1] for row in range(7)])
+
+    async def calls() -> None:
+        pool = ClusterPool(1, None)
+        expected = select_clusters(edges, True, 3).labels
+        with pytest.raises(ray.exceptions.RayTaskError):  # an error of one picture is told as it is
+            await pool.select(None, True, 3)
+        ray.kill(pool._actors[0])  # for good: Ray does not restart it
+        with pytest.raises(ray.exceptions.RayActorError):
+            await pool.select(edges, True, 3)
+        assert np.array_equal((await pool.select(edges, True, 3)).labels, expected)
+
+    asyncio.run(calls())
 
 
 def test_failures_of_an_earlier_call_count(two_cpus, tmp_path):

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from effsam2_ray.errors import WeightsError
 from effsam2_ray.model.backbones import BACKBONES, Backbone
+from effsam2_ray.uris import redact, redact_text
 
 DEMO = "demo"
 _HUB_FILES = {
@@ -108,7 +109,7 @@ def _from_uri(uri: str, cache: Path) -> Path:
         file_system, path = fsspec.core.url_to_fs(uri)
         if "file" in (protocol := file_system.protocol) or "local" in protocol:
             if not file_system.isfile(path):
-                raise WeightsError(f"no weights file at {uri}")
+                raise WeightsError(f"no weights file at {redact(uri)}")
             return Path(path)
         # The file system's fingerprint of the file (size, date, tag) is in the name: a replaced file is fetched anew.
         tag = hashlib.sha256(f"{uri} {file_system.ukey(path)}".encode()).hexdigest()[:16]
@@ -123,7 +124,8 @@ def _from_uri(uri: str, cache: Path) -> Path:
         raise
     # Each store's client has its own exceptions, and none of them is a bug of ours.
     except Exception as error:
-        raise WeightsError(f"cannot read the weights at {uri}: {type(error).__name__}: {error}") from error
+        reason = redact_text(f"{type(error).__name__}: {error}")
+        raise WeightsError(f"cannot read the weights at {redact(uri)}: {reason}") from error
 
 
 def _from_hub(hub_id: str, cache: Path) -> Path:

@@ -89,7 +89,7 @@ class ClusterPool:
             ray.kill(actor)
             actor = self._start()
             raise TimeoutError(f"clustering took more than {self._timeout_s:g} s") from error
-        except ray.exceptions.ActorError:
+        except ray.exceptions.RayActorError:
             actor = self._start()
             raise
         finally:

@@ -23,9 +23,9 @@ def other_driver(output: OutputFolder, run_id: str) -> str:
     """Return which other driver wrote its sign of life within the last `SILENT_AFTER_S` seconds, "" for none."""
     try:
         sign = output.read_json(_NAME) or {}
-    except OutputError:  # half a sign is none
+        ago_s = time.time() - float(sign.get("time", 0.0))
+    except (OutputError, AttributeError, TypeError, ValueError):  # what cannot be read is no sign
         return ""
-    ago_s = time.time() - float(sign.get("time", 0.0))
     if sign.get("run_id") == run_id or ago_s > SILENT_AFTER_S:
         return ""
     return f"{sign.get('host')}, process {sign.get('pid')}, {max(0.0, ago_s):.0f} s ago"
