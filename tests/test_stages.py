@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from ray.data.exceptions import SystemException
 
 from effsam2_ray import Config, rle
@@ -25,6 +28,7 @@ from effsam2_ray.pipeline.graph import stage_error
 from effsam2_ray.pipeline.label import _config_sha256, _FailureCount
 from effsam2_ray.pipeline.options import RunOptions
 from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask
+from effsam2_ray.pipeline.segmenter import OOM_TRIES, Segmenter, SegmenterSpec
 from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
 from effsam2_ray.prompts import grid_prompts
 from effsam2_ray.results import ImageCandidates
@@ -190,3 +194,46 @@ def test_the_watchdog_ends_every_kind_of_hang(call, code, said):
     done = subprocess.run([sys.executable, "-c", HANG.format(call=call)], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert time.monotonic() - start < 30
+
+
+def test_another_weights_file_on_a_node_is_refused(tmp_path):
+    spec = SegmenterSpec(
+        weights="demo",
+        model_config=None,
+        config=Config(),
+        device="cpu",
+        dtype="float32",
+        batch_size=1,
+        num_cluster_actors=0,
+        image_timeout_s=None,
+        output=OutputFolder(str(tmp_path)),
+        weights_sha256="0" * 64,
+        run_id="run",
+    )
+    with pytest.raises(WeightsError, match="demo on this node are another file.*job was started .000000000000"):
+        Segmenter(spec)
+
+
+def test_out_of_memory_halves_the_batch_and_gives_up_one_image_alone():
+    """Image 2 never fits; the others fit alone or in pairs."""
+    segmenter = Segmenter.__new__(Segmenter)
+    segmenter._device_thread = ThreadPoolExecutor(1)
+    calls: list[list[int]] = []
+
+    async def find(uids: list[int]) -> list[ImageCandidates]:
+        calls.append(uids)
+        if len(uids) > 2 or 2 in uids:
+            raise torch.cuda.OutOfMemoryError("the device is full, see s3://user:secret@bucket/x")
+        return [outcome(uid, (8, 8)).candidates for uid in uids]
+
+    segmenter._find_candidates = find
+    records = [outcome(uid, (8, 8)).record for uid in range(4)]
+    found = asyncio.run(segmenter._segment(records, list(range(4))))
+    assert [(o.record.image_uid, o.status, o.candidates is None) for o in found] == [
+        (0, "ok", False),
+        (1, "ok", False),
+        (2, "oom", True),
+        (3, "ok", False),
+    ]
+    assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], *[[2]] * OOM_TRIES, [3]]
+    assert "the device is full" in found[2].error and "secret" not in found[2].error
