@@ -64,6 +64,7 @@ LAYERS = [
     ["labeller"],
     ["demo", "show"],
     ["pipeline"],
+    ["commands"],
     ["cli", "__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -17,7 +17,7 @@ import torch
 from ray.data.exceptions import SystemException
 
 from effsam2_ray import Config, rle
-from effsam2_ray.cli import _storage_options
+from effsam2_ray.commands.arguments import storage_options
 from effsam2_ray.demo.train import DEMO_CONFIG
 from effsam2_ray.errors import ConfigError, OutputError, StoppedError, TooManyFailuresError, WeightsError
 from effsam2_ray.inputs.reader import ImageRecord
@@ -84,14 +84,14 @@ def test_wrong_options_are_refused(options, message):
 
 
 def test_storage_options_keep_keys_of_digits_as_text():
-    assert _storage_options(["key=0123456", "secret=!x", "anon=true", 'client_kwargs={"region_name": "r"}']) == {
+    assert storage_options(["key=0123456", "secret=!x", "anon=true", 'client_kwargs={"region_name": "r"}']) == {
         "key": "0123456",
         "secret": "!x",
         "anon": True,
         "client_kwargs": {"region_name": "r"},
     }
     with pytest.raises(ConfigError, match="must be JSON"):
-        _storage_options(["client_kwargs={"])
+        storage_options(["client_kwargs={"])
 
 
 def test_the_reason_of_a_dead_actor_is_told():
