@@ -149,19 +149,21 @@ def cluster_prompts_many(
         on_device: see `attention_trees`.
 
     Returns:
-        One value for each preset. Attention and distances are counted in the first one's times, and a spanning tree in
-        those of the first that uses it, so that the times of all presets add up to the time spent.
+        One value for each preset; its times are what it would have taken alone, so that a shared step is in those of
+        every preset.
 
     Raises:
         ValueError: the attention is not finite, or a preset's number is out of range.
     """
     trees = attention_trees(captured, (min_samples for min_samples, _ in presets), noise_floor, on_device)
-    unspent_s = {"attention_s": trees.attention_s, "distances_s": trees.distances_s}
     merge_order: dict[int, np.ndarray] = {}
     results = []
     for min_samples, min_cluster_size in presets:
-        step_s = {"attention_s": unspent_s.pop("attention_s", 0.0), "distances_s": unspent_s.pop("distances_s", 0.0)}
-        step_s["spanning_tree_s"] = 0.0 if min_samples in merge_order else trees.tree_s[min_samples]
+        step_s = {
+            "attention_s": trees.attention_s,
+            "distances_s": trees.distances_s,
+            "spanning_tree_s": trees.tree_s[min_samples],
+        }
         start = time.perf_counter()
         if min_samples not in merge_order:
             edges = trees.edges[min_samples]

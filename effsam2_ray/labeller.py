@@ -1,13 +1,14 @@
 """Label pictures in one process, with no Ray: the steps of the method, in order.
 
-The Ray pipeline runs the same steps through the same class; it only moves `find_prompts` and `finish` elsewhere.
+The Ray pipeline runs the same steps through the same class; it only moves `find_prompts` and `finish` elsewhere, and
+takes several configurations through them at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from effsam2_ray.attention import CapturedHead
 from effsam2_ray.candidates import select_candidates
-from effsam2_ray.cluster_prompts import cluster_prompts
+from effsam2_ray.cluster_prompts import cluster_prompts_many
 from effsam2_ray.config import Config, preset_config
 from effsam2_ray.errors import ConfigError, ImageError
 from effsam2_ray.images import decode_image, rgb_array
@@ -71,27 +72,68 @@ def resolve_config(config: Config, info: ModelInfo) -> Config:
     return dataclasses.replace(config, attention=attention, decode=decode)
 
 
+def head_of(config: Config) -> Head | None:
+    """Return the (block, head) whose attention a resolved configuration clusters; None where nothing is clustered."""
+    attention = config.attention
+    if config.prompts.source != "clusters" or attention.block is None or attention.head is None:
+        return None
+    return attention.block, attention.head
+
+
+def heads_of(configs: Iterable[Config]) -> tuple[Head, ...]:
+    """Return the (block, head) pairs that configurations cluster, each once."""
+    return tuple(dict.fromkeys(head for config in configs if (head := head_of(config)) is not None))
+
+
 def find_prompts(
-    captured: CapturedHead | None, size_hw: tuple[int, int], extent_hw: tuple[float, float], config: Config
-) -> FoundPrompts:
-    """Return the point prompts of one picture: cluster medoids, a grid, or random points.
+    captured: Mapping[Head, CapturedHead],
+    size_hw: tuple[int, int],
+    extent_hw: tuple[float, float],
+    configs: Sequence[Config],
+) -> list[FoundPrompts]:
+    """Return the point prompts of one picture for each configuration: cluster medoids, a grid, or random points.
+
+    Configurations share one head's distances, and with one `min_samples` the spanning tree; the times of each are what
+    it would have taken alone.
 
     Args:
-        captured: the captured head; may be None for grid and random prompts.
+        captured: the captured heads (`EncodedImage.captured`); those of `heads_of(configs)` must be there.
         size_hw: (height, width) of the picture in pixels.
         extent_hw: (height, width) in pixels that the grid of patches covers (`EncodedImage.grid_extent_hw`).
-        config: a resolved configuration.
+        configs: resolved configurations.
     """
+    found: dict[int, FoundPrompts] = {}
+    for (head, noise_floor), numbers in same_distances(configs).items():
+        presets = [(configs[n].cluster.min_samples, configs[n].cluster.min_cluster_size) for n in numbers]
+        for number, clustered in zip(
+            numbers, cluster_prompts_many(captured[head], extent_hw, presets, noise_floor), strict=True
+        ):
+            found[number] = FoundPrompts(clustered.prompts, clustered.labels, dict(clustered.step_s))
+    return [found.get(number) or _plain_prompts(config, size_hw) for number, config in enumerate(configs)]
+
+
+def same_distances(configs: Sequence[Config]) -> dict[tuple[Head, float], list[int]]:
+    """Return the positions of the configurations that cluster, by the head and noise floor that they share."""
+    numbers: dict[tuple[Head, float], list[int]] = {}
+    for number, config in enumerate(configs):
+        if (head := head_of(config)) is not None:
+            numbers.setdefault((head, config.cluster.noise_floor), []).append(number)
+    return numbers
+
+
+def same_candidates(configs: Sequence[Config]) -> list[int]:
+    """Return for each configuration the position of the first that differs from it in merging and filters at most."""
+    keys = [(config.cluster, config.attention, config.prompts, config.decode) for config in configs]
+    return [keys.index(key) for key in keys]
+
+
+def _plain_prompts(config: Config, size_hw: tuple[int, int]) -> FoundPrompts:
     settings = config.prompts
     if settings.source == "grid":
         return FoundPrompts(grid_prompts(settings.count, size_hw), None, {})
     if settings.source == "random":
         return FoundPrompts(random_prompts(settings.count, size_hw, settings.seed), None, {})
-    if captured is None:
-        raise ConfigError("prompts from clusters need a captured attention head")
-    cluster = config.cluster
-    found = cluster_prompts(captured, extent_hw, cluster.min_samples, cluster.min_cluster_size, cluster.noise_floor)
-    return FoundPrompts(found.prompts, found.labels, dict(found.step_s))
+    raise ConfigError("prompts from clusters need a resolved configuration: attention.block and attention.head")
 
 
 class Labeller:
@@ -151,10 +193,7 @@ class Labeller:
     @property
     def heads(self) -> tuple[Head, ...]:
         """The (block, head) pairs that `encode` captures: one, or none where nothing is clustered."""
-        attention = self.config.attention
-        if self.config.prompts.source != "clusters" or attention.block is None or attention.head is None:
-            return ()
-        return ((attention.block, attention.head),)
+        return heads_of([self.config])
 
     def label(self, image: PictureLike) -> LabelledImage:
         """Return the masks of one picture.
@@ -181,26 +220,30 @@ class Labeller:
                 arrays.append(load_picture(image))
                 load_s.append(time.perf_counter() - began)
             encoded, encode_s = self.encode(arrays)
-            found = [
-                find_prompts(self.captured(item), item.size_hw, item.grid_extent_hw, self.config) for item in encoded
-            ]
             items = [
-                (item, prompts, {"load_s": seconds, "encode_s": encode_s})
-                for item, prompts, seconds in zip(encoded, found, load_s, strict=True)
+                (
+                    item,
+                    find_prompts(item.captured, item.size_hw, item.grid_extent_hw, [self.config])[0],
+                    {"load_s": seconds, "encode_s": encode_s},
+                )
+                for item, seconds in zip(encoded, load_s, strict=True)
             ]
             labelled += [finish(image, self.config.merge, self.config.filter) for image in self.decode(items)]
         return labelled
 
-    def encode(self, arrays: Sequence[np.ndarray]) -> tuple[list[EncodedImage], float]:
-        """Encode (H, W, 3) uint8 pictures as one batch; also return the seconds for each of them."""
+    def encode(
+        self, arrays: Sequence[np.ndarray], heads: Sequence[Head] | None = None
+    ) -> tuple[list[EncodedImage], float]:
+        """Encode (H, W, 3) uint8 pictures as one batch; also return the seconds for each of them.
+
+        Args:
+            arrays: the pictures.
+            heads: what to capture, `self.heads` by default.
+        """
         start = time.perf_counter()
-        encoded = self.model.encode(arrays, self.heads)
+        encoded = self.model.encode(arrays, self.heads if heads is None else heads)
         self._wait()
         return encoded, (time.perf_counter() - start) / max(1, len(arrays))
-
-    def captured(self, encoded: EncodedImage) -> CapturedHead | None:
-        """Return the captured head of one encoded picture, None where nothing is clustered."""
-        return encoded.captured[self.heads[0]] if self.heads else None
 
     def decode(self, items: Sequence[tuple[EncodedImage, FoundPrompts, dict[str, float]]]) -> list[ImageCandidates]:
         """Decode every prompt of several pictures and keep the candidates that pass the score thresholds.

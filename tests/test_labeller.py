@@ -118,7 +118,7 @@ def test_a_windowed_block_is_refused_with_the_valid_ones(labeller):
 def test_clustering_in_steps_equals_clustering_in_place(labeller, picture):
     """The pipeline's way on a GPU: trees on the device, clusters on a CPU actor, centres on the device."""
     encoded, _ = labeller.encode([picture])
-    captured = labeller.captured(encoded[0])
+    captured = encoded[0].captured[labeller.heads[0]]
     trees = attention_trees(captured, [2], on_device=True)
     clusters = select_clusters(trees.edges[2], trees.ties_at_once, 5)
     prompts = cluster_centres(trees.rows, clusters, captured.grid_hw, encoded[0].size_hw)

@@ -78,11 +78,12 @@ def test_presets_together_give_what_each_gives_alone(on_device):
         assert all(seconds > 0 for seconds in alone.step_s.values())
 
 
-def test_shared_steps_are_counted_once():
+def test_times_are_those_of_each_preset_alone():
     times = [found.step_s for found in cluster_prompts_many(blob_head((16, 16), 8, seed=4), (64, 64), PRESETS)]
-    assert [step_s["attention_s"] > 0 for step_s in times] == [True, False, False, False]
-    assert [step_s["distances_s"] > 0 for step_s in times] == [True, False, False, False]
-    assert [step_s["spanning_tree_s"] > 0 for step_s in times] == [True, False, True, False]  # (5, 40) is the third
+    for step in ("attention_s", "distances_s"):
+        assert len({step_s[step] for step_s in times}) == 1 and times[0][step] > 0
+    trees = [step_s["spanning_tree_s"] for step_s in times]
+    assert trees[0] == trees[1] == trees[3] != trees[2] and min(trees) > 0  # (5, 40) is the third
 
 
 def test_steps_taken_one_by_one_give_the_same_prompts_on_the_device_path():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -25,9 +26,9 @@ from effsam2_ray.masks import Mask
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.cluster import divide
 from effsam2_ray.pipeline.graph import stage_error
-from effsam2_ray.pipeline.label import _config_sha256, _FailureCount
 from effsam2_ray.pipeline.options import RunOptions
-from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask
+from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask, to_table
+from effsam2_ray.pipeline.runs import FailureCount, config_sha256
 from effsam2_ray.pipeline.segmenter import OOM_TRIES, Segmenter, SegmenterSpec
 from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
 from effsam2_ray.prompts import grid_prompts
@@ -120,10 +121,11 @@ def outcome(uid: int, *sizes: tuple[int, int]) -> ImageOutcome:
 def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path):
     output = OutputFolder(str(tmp_path))
     schema = run_schema({}, keep_candidates=False)
-    writer = MergeWriter(WriterSpec(output, schema, Config(), "demo", False))
+    writer = MergeWriter([WriterSpec(output, schema, Config(), "demo", False)])
     # Masks of two sizes in one picture break the contract of merging.
-    unit = UnitCandidates(UnitTask(0, "u"), [outcome(1, (8, 8)), outcome(2, (8, 8), (4, 16)), outcome(3, (8, 8))])
-    summary = writer._write(unit)
+    outcomes = [outcome(1, (8, 8)), outcome(2, (8, 8), (4, 16)), outcome(3, (8, 8))]
+    table = next(writer(to_table(UnitCandidates(UnitTask(0, "u"), {0: outcomes}))))
+    summary = json.loads(table["summary"][0].as_py())
     rows = output.read_part("u").to_pylist()
     assert [(row["image_uid"], row["status"], len(row["masks"])) for row in rows] == [
         (1, "ok", 1),
@@ -139,7 +141,7 @@ def _summary(*statuses: str) -> dict:
 
 
 def test_failures_are_counted_over_units_with_the_first_shown():
-    count = _FailureCount(limit=6)
+    count = FailureCount(limit=6)
     count.add(_summary("corrupt", "missing"))
     count.add(_summary("corrupt", "corrupt", "oom", "oom"))
     with pytest.raises(TooManyFailuresError) as caught:
@@ -164,8 +166,8 @@ def test_a_model_configuration_counts_by_its_content(tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     (tmp_path / "b.yaml").write_text("# a remark\n" + text)
     (tmp_path / "c.yaml").write_text(text.replace("decoder_num_heads: 4", "decoder_num_heads: 8"))
-    a, b, c = (_config_sha256(str(tmp_path / f"{name}.yaml")) for name in "abc")
-    assert a == b != c and _config_sha256(None) == ""
+    a, b, c = (config_sha256(str(tmp_path / f"{name}.yaml")) for name in "abc")
+    assert a == b != c and config_sha256(None) == ""
 
 
 HANG = """
@@ -200,7 +202,7 @@ def test_another_weights_file_on_a_node_is_refused(tmp_path):
     spec = SegmenterSpec(
         weights="demo",
         model_config=None,
-        config=Config(),
+        configs=(Config(),),
         device="cpu",
         dtype="float32",
         batch_size=1,
@@ -220,15 +222,15 @@ def test_out_of_memory_halves_the_batch_and_gives_up_one_image_alone():
     segmenter._device_thread = ThreadPoolExecutor(1)
     calls: list[list[int]] = []
 
-    async def find(uids: list[int]) -> list[ImageCandidates]:
+    async def find(uids: list[int], leads: list[int]) -> dict[int, list[ImageCandidates]]:
         calls.append(uids)
         if len(uids) > 2 or 2 in uids:
             raise torch.cuda.OutOfMemoryError("the device is full, see s3://user:secret@bucket/x")
-        return [outcome(uid, (8, 8)).candidates for uid in uids]
+        return {0: [outcome(uid, (8, 8)).candidates for uid in uids]}
 
     segmenter._find_candidates = find
     records = [outcome(uid, (8, 8)).record for uid in range(4)]
-    found = asyncio.run(segmenter._segment(records, list(range(4))))
+    found = asyncio.run(segmenter._segment(records, list(range(4)), [0]))[0]
     assert [(o.record.image_uid, o.status, o.candidates is None) for o in found] == [
         (0, "ok", False),
         (1, "ok", False),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,17 +20,26 @@ from effsam2_ray.commands.arguments import (
     storage_options,
 )
 from effsam2_ray.config import PRESETS, Config, PromptSettings, load_preset_file, preset_config
+from effsam2_ray.errors import ConfigError
+
+if TYPE_CHECKING:  # importing Ray takes seconds; `effsam2 --help` need not wait for it
+    from effsam2_ray.pipeline.label import LabelJob
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = commands.add_parser("label", help="label images into Parquet with RLE masks")
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="folder, glob, tar shards, Parquet, or a manifest; any fsspec URI")
+    add("inputs", nargs="*", metavar="INPUT", help="folder, glob, tar shards, Parquet, or a manifest; any fsspec URI")
     add("--output", required=True, metavar="URI", help="folder for the Parquet parts")
-    preset = parser.add_mutually_exclusive_group()
-    preset.add_argument("--preset", default="low_latency", choices=PRESETS, help="default: %(default)s")
-    preset.add_argument("--preset-file", metavar="FILE", help="YAML of settings, in sections")
+    add("--work-list", metavar="RUN|FILE", help="take the images and units of an earlier run instead of INPUT")
+    add(
+        "--preset",
+        type=names,
+        default=("low_latency",),
+        metavar="P[,P...]",
+        help=f"{', '.join(PRESETS)}, or a YAML file of settings; several write OUTPUT/P each; default: low_latency",
+    )
     add_model_arguments(parser)
     add("--prompts", metavar="SOURCE", help="clusters, grid:N or random:N; default: clusters")
     add("--set", dest="overrides", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="may be repeated")
@@ -45,36 +56,51 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from effsam2_ray.pipeline.label import LabelJob, label, plan
+    from effsam2_ray.pipeline.label import LabelJob, label_together
 
-    job = LabelJob(
-        inputs=tuple(arguments.inputs),
-        output=arguments.output,
-        config=_config(arguments),
-        weights=arguments.weights,
-        model_config=arguments.model_config,
-        heads_table=arguments.heads_table,
-        limit=arguments.limit,
-        id_column=arguments.id_column,
-        image_column=arguments.image_column,
-        keep_columns=arguments.keep_columns,
-        storage_options=storage_options(arguments.storage_option),
-        options=run_options(arguments, keep_candidates=arguments.keep_candidates, retry_failed=arguments.retry_failed),
-    )
-    if arguments.dry_run:
-        config, info, work_list = plan(job)
-        listed = work_list.summary
-        print(f"{listed.num_images} images, {listed.num_shards} shards, {listed.num_units} units")
-        print(
-            f"{listed.num_duplicates} listed twice, {listed.num_ignored} files that are no images by name, "
-            f"{listed.num_lost} already known to be lost"
+    configs = _configs(arguments)
+    jobs = [
+        LabelJob(
+            inputs=tuple(arguments.inputs),
+            output=output,
+            config=config,
+            weights=arguments.weights,
+            model_config=arguments.model_config,
+            heads_table=arguments.heads_table,
+            work_list=arguments.work_list,
+            limit=arguments.limit,
+            id_column=arguments.id_column,
+            image_column=arguments.image_column,
+            keep_columns=arguments.keep_columns,
+            storage_options=storage_options(arguments.storage_option),
+            options=run_options(
+                arguments, keep_candidates=arguments.keep_candidates, retry_failed=arguments.retry_failed
+            ),
         )
-        print(yaml.safe_dump({"weights": dataclasses.asdict(info), **config.to_dict()}, sort_keys=False).rstrip())
+        for config, output in zip(configs, _outputs(arguments.output, configs), strict=True)
+    ]
+    if arguments.dry_run:
+        _print_plan(jobs)
         return 0
-    summary = label(job)
-    for line in _closing_lines(summary):
-        print(line)
+    for summary in label_together(jobs):
+        for line in _closing_lines(summary):
+            print(line)
     return 0
+
+
+def _print_plan(jobs: Sequence[LabelJob]) -> None:
+    from effsam2_ray.pipeline.label import plan
+
+    configs, info, work_list = plan(jobs)
+    listed = work_list.summary
+    print(f"{listed.num_images} images, {listed.num_shards} shards, {listed.num_units} units")
+    print(
+        f"{listed.num_duplicates} listed twice, {listed.num_ignored} files that are no images by name, "
+        f"{listed.num_lost} already known to be lost"
+    )
+    print(yaml.safe_dump({"weights": dataclasses.asdict(info)}, sort_keys=False).rstrip())
+    for config in configs:
+        print(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
 
 
 def _closing_lines(summary: dict[str, Any]) -> list[str]:
@@ -91,8 +117,28 @@ def _closing_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _config(arguments: argparse.Namespace) -> Config:
-    config = load_preset_file(arguments.preset_file) if arguments.preset_file else preset_config(arguments.preset)
-    if arguments.prompts:
-        config = dataclasses.replace(config, prompts=PromptSettings.parse(arguments.prompts))
-    return config.with_overrides(arguments.overrides)
+def _configs(arguments: argparse.Namespace) -> list[Config]:
+    configs = []
+    for name in arguments.preset or ("",):
+        config = load_preset_file(name) if _is_file(name) else preset_config(name)
+        if arguments.prompts:
+            config = dataclasses.replace(config, prompts=PromptSettings.parse(arguments.prompts))
+        configs.append(config.with_overrides(arguments.overrides))
+    return configs
+
+
+def _is_file(preset: str) -> bool:
+    return preset.endswith((".yaml", ".yml"))
+
+
+def _outputs(output: str, configs: Sequence[Config]) -> list[str]:
+    """Return the output itself for one configuration, and a folder in it named by the preset for each of several."""
+    if len(configs) == 1:
+        return [output]
+    folders = [config.preset for config in configs]
+    for folder in folders:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", folder):
+            raise ConfigError(f"a preset's name is the name of its output folder; {folder!r} cannot be one")
+        if folders.count(folder) > 1:
+            raise ConfigError(f"preset {folder!r} was given twice")
+    return [f"{output.rstrip('/')}/{folder}" for folder in folders]

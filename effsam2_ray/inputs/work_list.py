@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from effsam2_ray.errors import InputError
 from effsam2_ray.inputs.columns import ARROW_TYPES, KeptTypes
+from effsam2_ray.storage import StorageOptions, exists, read_bytes
+from effsam2_ray.uris import redact
 
 Kind = Literal["files", "tar", "parquet"]
 UNKNOWN_SIZE = -1
@@ -181,6 +183,12 @@ class WorkList:
     def num_images(self) -> int:
         """Number of images of all units."""
         return self.summary.num_images
+
+    @property
+    def digest(self) -> str:
+        """Names the list by its units and columns; two lists of one digest give the same parts."""
+        text = json.dumps([self.unit_ids, self.summary.kept_types])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def kept_schema(self) -> dict[str, pa.DataType]:
@@ -365,3 +373,19 @@ def _image_from_row(image: Mapping[str, Any]) -> ImageRef:
 def parquet_ref(shard_uri: str, row: int) -> ImageRef:
     """Return what the listing knows of one row of a Parquet shard."""
     return ImageRef(image_uid(shard_uri, None, row), shard_image_uri(shard_uri, None, row), shard_uri, None, row)
+
+
+def load_work_list(uri: str, storage_options: StorageOptions = None) -> WorkList:
+    """Open the work list of an earlier run, or a work list file.
+
+    Args:
+        uri: the output folder of a run, or a Parquet file of `effsam2 manifest`.
+        storage_options: passed to fsspec.
+
+    Raises:
+        InputError: there is no work list.
+    """
+    path = uri if uri.endswith(".parquet") else f"{uri.rstrip('/')}/_meta/work_list.parquet"
+    if not exists(path, storage_options):
+        raise InputError(f"{redact(uri)} is no run with a frozen work list and no work list file")
+    return WorkList.from_bytes(read_bytes(path, storage_options))

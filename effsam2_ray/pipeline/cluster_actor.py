@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from effsam2_ray.cluster_prompts import select_clusters
 from effsam2_ray.clustering import Clusters
 from effsam2_ray.config import Config
 from effsam2_ray.labeller import FoundPrompts, find_prompts
+from effsam2_ray.model.interface import Head
 
 
 class ClusterActor:
@@ -25,10 +27,14 @@ class ClusterActor:
         torch.set_num_threads(1)
 
     def find(
-        self, captured: CapturedHead, size_hw: tuple[int, int], extent_hw: tuple[float, float], config: Config
-    ) -> FoundPrompts:
+        self,
+        captured: Mapping[Head, CapturedHead],
+        size_hw: tuple[int, int],
+        extent_hw: tuple[float, float],
+        configs: Sequence[Config],
+    ) -> list[FoundPrompts]:
         """Return the prompts of one picture (`effsam2_ray.labeller.find_prompts`)."""
-        return find_prompts(captured, size_hw, extent_hw, config)
+        return find_prompts(captured, size_hw, extent_hw, configs)
 
     def select(self, edges: np.ndarray, ties_at_once: bool, min_cluster_size: int) -> Clusters:
         """Return the clusters of one picture's spanning tree (`effsam2_ray.cluster_prompts.select_clusters`)."""
@@ -46,7 +52,7 @@ class ClusterPool:
 
     Args:
         size: number of actors, 1 or more.
-        timeout_s: seconds that one picture may take; None never gives up.
+        timeout_s: seconds that one picture may take with one configuration; None never gives up.
     """
 
     def __init__(self, size: int, timeout_s: float | None):
@@ -56,14 +62,19 @@ class ClusterPool:
         self._free: asyncio.Queue[Any] | None = None
 
     async def find(
-        self, captured: CapturedHead, size_hw: tuple[int, int], extent_hw: tuple[float, float], config: Config
-    ) -> FoundPrompts:
-        """Return the prompts of one picture whose captured head lies in host memory.
+        self,
+        captured: Mapping[Head, CapturedHead],
+        size_hw: tuple[int, int],
+        extent_hw: tuple[float, float],
+        configs: Sequence[Config],
+    ) -> list[FoundPrompts]:
+        """Return the prompts of one picture whose captured heads lie in host memory, for each configuration.
 
         Raises:
             TimeoutError: the picture took too long; its actor was replaced.
         """
-        found: FoundPrompts = await self._call("find", captured, size_hw, extent_hw, config)
+        arguments = (captured, size_hw, extent_hw, configs)
+        found: list[FoundPrompts] = await self._call(len(configs), "find", *arguments)
         return found
 
     async def select(self, edges: np.ndarray, ties_at_once: bool, min_cluster_size: int) -> Clusters:
@@ -72,10 +83,11 @@ class ClusterPool:
         Raises:
             TimeoutError: the picture took too long; its actor was replaced.
         """
-        clusters: Clusters = await self._call("select", edges, ties_at_once, min_cluster_size)
+        clusters: Clusters = await self._call(1, "select", edges, ties_at_once, min_cluster_size)
         return clusters
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def _call(self, num_configs: int, method: str, *args: Any) -> Any:
+        limit_s = None if self._timeout_s is None else self._timeout_s * num_configs
         if self._free is None:  # a queue belongs to the loop that first waits on it
             self._free = asyncio.Queue()
             for actor in self._actors:
@@ -84,11 +96,11 @@ class ClusterPool:
         try:
             await actor.ready.remote()  # a fresh one imports for seconds, which are not the picture's
             future = getattr(actor, method).remote(*args).future()
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._timeout_s)
+            return await asyncio.wait_for(asyncio.wrap_future(future), limit_s)
         except TimeoutError as error:
             ray.kill(actor)
             actor = self._start()
-            raise TimeoutError(f"clustering took more than {self._timeout_s:g} s") from error
+            raise TimeoutError(f"clustering took more than {limit_s:g} s") from error
         except ray.exceptions.RayActorError:
             actor = self._start()
             raise

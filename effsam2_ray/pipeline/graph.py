@@ -37,10 +37,21 @@ def run_graph(
     work_list: WorkList,
     layout: Layout,
     segmenter: SegmenterSpec,
-    writer: WriterSpec,
+    writers: Sequence[WriterSpec],
     storage_options: StorageOptions,
+    *,
+    check_changed: bool,
 ) -> Generator[dict[str, Any], None, None]:
-    """Yield the summary of each unit once its part is written, in no particular order.
+    """Yield the summary of each unit and run once its part is written, in no particular order.
+
+    Args:
+        tasks: the units to do.
+        work_list: the frozen list.
+        layout: resources of the stages.
+        segmenter: settings of the segmenters.
+        writers: settings of each run.
+        storage_options: passed to fsspec.
+        check_changed: see `effsam2_ray.inputs.reader.read_unit`.
 
     Raises:
         StoppedError: a stage failed for good, as when the output cannot be written any more.
@@ -59,7 +70,7 @@ def run_graph(
         ray.data.from_arrow([to_table(task) for task in tasks])
         .map_batches(
             read_units,
-            fn_args=(ray.put(work_list.to_bytes()), storage_options),
+            fn_args=(ray.put(work_list.to_bytes()), storage_options, check_changed),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=READER_CPUS,
@@ -81,7 +92,7 @@ def run_graph(
         )
         .map_batches(
             MergeWriter,
-            fn_constructor_args=(writer,),
+            fn_constructor_args=(writers,),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=WRITER_CPUS,

@@ -6,7 +6,7 @@ A unit stays one row until its part is written, because Ray cuts blocks anew; en
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,18 +19,35 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class PartTask:
+    """One part to write: a unit's rows in one run.
+
+    Attributes:
+        run: position of the run among those of the job.
+        only: image_uids to take up again; None takes all.
+    """
+
+    run: int
+    only: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
 class UnitTask:
     """One unit to do.
 
     Attributes:
         number: its position in the work list.
-        unit_id: its id, which names its part.
-        only: image_uids to take up again; None takes all.
+        unit_id: its id, which names its parts.
+        parts: the runs that lack it, one or more.
     """
 
     number: int
     unit_id: str
-    only: frozenset[int] | None = None
+    parts: tuple[PartTask, ...] = (PartTask(0),)
+
+    def wants(self, image_uid: int) -> bool:
+        """Return whether any part takes up this image."""
+        return any(part.only is None or image_uid in part.only for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -64,10 +81,10 @@ class ImageOutcome:
 
 @dataclass(frozen=True)
 class UnitCandidates:
-    """A unit after segmentation: one outcome an image, in the unit's order."""
+    """A unit after segmentation: for each run of its task, one outcome an image in the unit's order."""
 
     task: UnitTask
-    outcomes: Sequence[ImageOutcome]
+    outcomes: Mapping[int, Sequence[ImageOutcome]]
 
 
 def to_table(value: object) -> pa.Table:

@@ -13,21 +13,22 @@ from effsam2_ray.pipeline.payload import UnitImages, UnitTask, from_table, to_ta
 from effsam2_ray.storage import StorageOptions
 
 
-def read_units(table: pa.Table, work_list: ray.ObjectRef, storage_options: StorageOptions) -> pa.Table:
+def read_units(
+    table: pa.Table, work_list: ray.ObjectRef, storage_options: StorageOptions, check_changed: bool
+) -> pa.Table:
     """Return the images of the units in a table's rows.
 
     Args:
         table: rows of `UnitTask`.
         work_list: the frozen list as bytes; Ray keeps one copy a node, and each process opens it once.
         storage_options: passed to fsspec.
+        check_changed: see `effsam2_ray.inputs.reader.read_unit`.
     """
     units = _open(work_list)
     tables = []
     for task in from_table(table, UnitTask):
-        records = read_unit(units.unit(task.number), storage_options)
-        if task.only is not None:
-            records = [record for record in records if record.image_uid in task.only]
-        tables.append(to_table(UnitImages(task, records)))
+        records = read_unit(units.unit(task.number), storage_options, check_changed=check_changed)
+        tables.append(to_table(UnitImages(task, [record for record in records if task.wants(record.image_uid)])))
     return pa.concat_tables(tables)
 
 

@@ -28,8 +28,9 @@ from effsam2_ray.config import Config
 from effsam2_ray.errors import EffSam2Error, ImageError, WeightsError
 from effsam2_ray.images import decode_image
 from effsam2_ray.inputs.reader import ImageRecord
-from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts
+from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts, heads_of, same_candidates, same_distances
 from effsam2_ray.model.interface import EncodedImage
+from effsam2_ray.model.weights import load_model
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
 from effsam2_ray.pipeline.cluster_actor import ClusterPool
@@ -52,20 +53,20 @@ class SegmenterSpec:
     Attributes:
         weights: name, path or URI of the weights.
         model_config: YAML of a fine-tuned model, or None.
-        config: the resolved configuration.
+        configs: the resolved configuration of each run.
         device: `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`.
         batch_size: pictures that the encoder sees at once.
         num_cluster_actors: clustering actors of this segmenter; 0 clusters in its own process.
         image_timeout_s: seconds that one step of one image may take, or None.
-        output: where attempt records go.
+        output: where attempt records go; the first run's folder.
         weights_sha256: digest of the file that the job was started with.
         run_id: names this call of the job among all that ever wrote to the output.
     """
 
     weights: str
     model_config: str | None
-    config: Config
+    configs: tuple[Config, ...]
     device: str
     dtype: str
     batch_size: int
@@ -89,22 +90,17 @@ class Segmenter:
         if spec.device == "cpu":
             torch.set_num_threads(1)
         self._spec = spec
-        self._labeller = Labeller.from_weights(
-            spec.weights,
-            config=spec.config,
-            model_config=spec.model_config,
-            device=spec.device,
-            dtype=spec.dtype,
-            batch_size=spec.batch_size,
-        )
-        info = self._labeller.model.info
+        model = load_model(spec.weights, model_config=spec.model_config, device=spec.device, dtype=spec.dtype)
+        self._labellers = [Labeller(model, config, batch_size=spec.batch_size) for config in spec.configs]
+        self._leads = same_candidates(spec.configs)
+        info = model.info
         if info.weights_sha256 != spec.weights_sha256:
             raise WeightsError(
                 f"the weights {redact_text(spec.weights)} on this node are another file (sha256 "
                 f"{info.weights_sha256[:12]}) than where the job was started ({spec.weights_sha256[:12]})"
             )
         self._warm_up()
-        clusters = spec.num_cluster_actors if self._labeller.heads else 0
+        clusters = spec.num_cluster_actors if heads_of(spec.configs) else 0
         self._clusters = ClusterPool(clusters, spec.image_timeout_s) if clusters else None
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._loaders = ThreadPoolExecutor(1 if spec.device == "cpu" else 4, thread_name_prefix="load")
@@ -125,14 +121,17 @@ class Segmenter:
 
     async def _label_unit(self, images: UnitImages) -> UnitCandidates:
         attempt = await self._run(self._loaders, self._log.begin, images.task.unit_id)
-        outcomes: list[ImageOutcome | None] = [_known(record, attempt) for record in images.records]
-        todo = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        known = [_known(record, attempt) for record in images.records]
+        todo = [index for index, outcome in enumerate(known) if outcome is None]
+        runs = [part.run for part in images.task.parts]
+        leads = list(dict.fromkeys(self._leads[run] for run in runs))
+        outcomes = {lead: list(known) for lead in leads}
 
         async def label(indices: Sequence[int]) -> None:
-            for index, outcome in zip(
-                indices, await self._label_batch([images.records[i] for i in indices]), strict=True
-            ):
-                outcomes[index] = outcome
+            labelled = await self._label_batch([images.records[index] for index in indices], leads)
+            for lead in leads:
+                for index, outcome in zip(indices, labelled[lead], strict=True):
+                    outcomes[lead][index] = outcome
 
         if attempt.alone:
             await self._label_alone(attempt, images.records, todo, label)
@@ -144,7 +143,8 @@ class Segmenter:
                     task = group.create_task(label(todo[start : start + size]))
                     task.add_done_callback(lambda _: self._window.release())
         await self._run(self._loaders, self._log.end, attempt)
-        return UnitCandidates(images.task, [outcome for outcome in outcomes if outcome is not None])
+        complete = {lead: [outcome for outcome in outcomes[lead] if outcome is not None] for lead in leads}
+        return UnitCandidates(images.task, {run: complete[self._leads[run]] for run in runs})
 
     async def _label_alone(
         self,
@@ -169,13 +169,16 @@ class Segmenter:
                 for _ in range(self._batches):
                     self._window.release()
 
-    async def _label_batch(self, records: Sequence[ImageRecord]) -> list[ImageOutcome]:
+    async def _label_batch(self, records: Sequence[ImageRecord], leads: Sequence[int]) -> dict[int, list[ImageOutcome]]:
         loaded = await asyncio.gather(*(self._load(record) for record in records))
         pictures = {index: item for index, item in enumerate(loaded) if isinstance(item, _Picture)}
-        outcomes = {index: item for index, item in enumerate(loaded) if isinstance(item, ImageOutcome)}
-        labelled = await self._segment([records[index] for index in pictures], list(pictures.values()))
-        outcomes.update(zip(pictures, labelled, strict=True))
-        return [outcomes[index] for index in range(len(records))]
+        failed = {index: item for index, item in enumerate(loaded) if isinstance(item, ImageOutcome)}
+        segmented = await self._segment([records[index] for index in pictures], list(pictures.values()), leads)
+        labelled = {}
+        for lead in leads:
+            outcomes = failed | dict(zip(pictures, segmented[lead], strict=True))
+            labelled[lead] = [outcomes[index] for index in range(len(records))]
+        return labelled
 
     async def _load(self, record: ImageRecord) -> _Picture | ImageOutcome:
         assert record.data is not None
@@ -187,15 +190,21 @@ class Segmenter:
             return _failed(record, "failed", f"{type(error).__name__}: {error}", "load")
 
     async def _segment(
-        self, records: Sequence[ImageRecord], pictures: Sequence[_Picture], tries: int = OOM_TRIES
-    ) -> list[ImageOutcome]:
+        self,
+        records: Sequence[ImageRecord],
+        pictures: Sequence[_Picture],
+        leads: Sequence[int],
+        tries: int = OOM_TRIES,
+    ) -> dict[int, list[ImageOutcome]]:
+        """Return an outcome for each picture and run; after a failure, run by run, then picture by picture."""
         if not pictures:
-            return []
+            return {lead: [] for lead in leads}
         try:
-            candidates = await self._find_candidates(pictures)
-            return [
-                ImageOutcome(_without_data(record), image) for record, image in zip(records, candidates, strict=True)
-            ]
+            found = await self._find_candidates(pictures, leads)
+            return {
+                lead: [ImageOutcome(_without_data(r), image) for r, image in zip(records, found[lead], strict=True)]
+                for lead in leads
+            }
         except torch.cuda.OutOfMemoryError as error:
             failure = ("oom", str(error), "segment")
         except TimeoutError as error:
@@ -205,66 +214,75 @@ class Segmenter:
             failure = ("failed", f"{name}{error}", "segment")
         if failure[0] == "oom":  # here, where the error and the tensors of its frames are gone
             await self._run(self._device_thread, torch.cuda.empty_cache)
+        outcomes: dict[int, list[ImageOutcome]] = {}
+        if len(leads) > 1:  # what fails with one run's settings must not cost another its row
+            for lead in leads:
+                outcomes |= await self._segment(records, pictures, [lead])
+            return outcomes
         if len(pictures) == 1:
             if failure[0] == "oom" and tries > 1:  # the other batches in flight may have held the memory
-                return await self._segment(records, pictures, tries - 1)
-            return [_failed(records[0], *failure)]
+                return await self._segment(records, pictures, leads, tries - 1)
+            return {lead: [_failed(records[0], *failure)] for lead in leads}
         middle = len(pictures) // 2
-        first = await self._segment(records[:middle], pictures[:middle])
-        return first + await self._segment(records[middle:], pictures[middle:])
+        first = await self._segment(records[:middle], pictures[:middle], leads)
+        second = await self._segment(records[middle:], pictures[middle:], leads)
+        return {lead: first[lead] + second[lead] for lead in leads}
 
-    async def _find_candidates(self, pictures: Sequence[_Picture]) -> list[ImageCandidates]:
+    async def _find_candidates(
+        self, pictures: Sequence[_Picture], leads: Sequence[int]
+    ) -> dict[int, list[ImageCandidates]]:
         num, arrays = len(pictures), [picture.array for picture in pictures]
-        encoded, encode_s = await self._run(self._device_thread, self._watched, num, self._labeller.encode, arrays)
-        found = await asyncio.gather(*(self._find(item) for item in encoded))
-        items = [
-            (item, prompts, {"load_s": picture.load_s, "encode_s": encode_s})
-            for item, prompts, picture in zip(encoded, found, pictures, strict=True)
-        ]
-        return await self._run(self._device_thread, self._watched, num, self._labeller.decode, items)
+        labellers = [self._labellers[lead] for lead in leads]
+        configs = [labeller.config for labeller in labellers]
+        encoded, encode_s = await self._run(
+            self._device_thread, self._watched, num, labellers[0].encode, arrays, heads_of(configs)
+        )
+        found = await asyncio.gather(*(self._find(item, configs) for item in encoded))
+        candidates = {}
+        for position, (lead, labeller) in enumerate(zip(leads, labellers, strict=True)):
+            items = [
+                (item, prompts[position], {"load_s": picture.load_s, "encode_s": encode_s})
+                for item, prompts, picture in zip(encoded, found, pictures, strict=True)
+            ]
+            candidates[lead] = await self._run(self._device_thread, self._watched, num, labeller.decode, items)
+        return candidates
 
-    async def _find(self, encoded: EncodedImage) -> FoundPrompts:
-        captured, config = self._labeller.captured(encoded), self._labeller.config
-        if self._clusters is None or captured is None:
-            return await self._run(
-                self._device_thread,
-                self._watched,
-                1,
-                find_prompts,
-                captured,
-                encoded.size_hw,
-                encoded.grid_extent_hw,
-                config,
+    async def _find(self, encoded: EncodedImage, configs: Sequence[Config]) -> list[FoundPrompts]:
+        on_device = functools.partial(self._run, self._device_thread, self._watched)
+        captured, size_hw, extent_hw = encoded.captured, encoded.size_hw, encoded.grid_extent_hw
+        if self._clusters is None or not captured:
+            found: list[FoundPrompts] = await on_device(
+                len(configs), find_prompts, captured, size_hw, extent_hw, configs
             )
-        if captured.q.device.type == "cpu":
-            return await self._clusters.find(captured, encoded.size_hw, encoded.grid_extent_hw, config)
+            return found
+        if self._spec.device == "cpu":
+            return await self._clusters.find(captured, size_hw, extent_hw, configs)
         # Only tree edges leave the device, and labels come back.
-        cluster = config.cluster
-        trees = await self._run(
-            self._device_thread, self._watched, 1, attention_trees, captured, [cluster.min_samples], cluster.noise_floor
-        )
-        edges = trees.edges[cluster.min_samples]
-        start = time.perf_counter()
-        clusters = await self._clusters.select(edges, trees.ties_at_once, cluster.min_cluster_size)
-        tree_select_s = time.perf_counter() - start
-        return await self._run(
-            self._device_thread,
-            self._watched,
-            1,
-            _prompts_from,
-            trees,
-            clusters,
-            captured,
-            encoded,
-            tree_select_s,
-            config,
-        )
+        by_number: dict[int, FoundPrompts] = {}
+        for (head, noise_floor), numbers in same_distances(configs).items():
+            min_samples = [configs[number].cluster.min_samples for number in numbers]
+            trees = await on_device(len(numbers), attention_trees, captured[head], min_samples, noise_floor)
+            for number in numbers:
+                cluster = configs[number].cluster
+                start = time.perf_counter()
+                clusters = await self._clusters.select(
+                    trees.edges[cluster.min_samples], trees.ties_at_once, cluster.min_cluster_size
+                )
+                tree_select_s = time.perf_counter() - start
+                by_number[number] = await on_device(
+                    1, _prompts_from, trees, clusters, captured[head], encoded, tree_select_s, configs[number]
+                )
+        rest = [number for number in range(len(configs)) if number not in by_number]
+        plain = find_prompts(captured, size_hw, extent_hw, [configs[number] for number in rest])
+        by_number |= dict(zip(rest, plain, strict=True))
+        return [by_number[number] for number in range(len(configs))]
 
     def _warm_up(self) -> None:
         """Encode and decode one small picture: what a device does only once must not count as an image's time."""
-        encoded, _ = self._labeller.encode([np.full((64, 64, 3), 128, np.uint8)])
+        labeller = self._labellers[0]
+        encoded, _ = labeller.encode([np.full((64, 64, 3), 128, np.uint8)])
         prompts = grid_prompts(1, (64, 64))
-        self._labeller.decode([(encoded[0], FoundPrompts(prompts, None, {}), {})])
+        labeller.decode([(encoded[0], FoundPrompts(prompts, None, {}), {})])
 
     def _watched(self, num_images: int, function: Callable[..., T], *args: Any) -> T:
         limit_s = self._spec.image_timeout_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from effsam2_ray.config import Config
 from effsam2_ray.output import OutputFolder
-from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask, from_table
+from effsam2_ray.pipeline.payload import ImageOutcome, PartTask, UnitCandidates, from_table
 from effsam2_ray.postprocess import finish
 from effsam2_ray.results import LabelledImage
 from effsam2_ray.schema import build_table, result_columns
@@ -25,7 +25,7 @@ COLLAPSED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class WriterSpec:
-    """What a writer needs to start.
+    """One run, as a writer needs to know it.
 
     Attributes:
         output: where parts go.
@@ -45,69 +45,74 @@ class WriterSpec:
 class MergeWriter:
     """Callable for Ray Data: a row with a unit's candidates in, a row with its summary out."""
 
-    def __init__(self, spec: WriterSpec):
-        self._spec = spec
+    def __init__(self, specs: Sequence[WriterSpec]):
+        self._specs = specs
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Write the units in a table's rows."""
+        """Write the parts of the units in a table's rows, one for each run."""
         for unit in from_table(table, UnitCandidates):
-            yield pa.table({"summary": [json.dumps(self._write(unit))]})
+            for part in unit.task.parts:
+                summary = _write(self._specs[part.run], unit.task.unit_id, part, unit.outcomes[part.run])
+                yield pa.table({"summary": [json.dumps({**summary, "run": part.run})]})
 
-    def _write(self, unit: UnitCandidates) -> dict[str, Any]:
-        spec = self._spec
-        rows, failures = [], []
-        for outcome, row in map(self._checked, unit.outcomes):
-            rows.append(row)
-            if outcome.status != "ok":
-                failures.append(_failure(unit.task.unit_id, outcome))
-        table = build_table(rows, spec.schema)
-        if unit.task.only is not None:
-            table, failures = self._with_earlier(unit.task, table, failures)
-        summary = summarize(unit.task.unit_id, table, failures)
-        size_bytes = spec.output.put_part(unit.task.unit_id, table, summary)
-        return {**summary, "part_bytes": size_bytes}
 
-    def _checked(self, outcome: ImageOutcome) -> tuple[ImageOutcome, dict[str, Any]]:
-        """Return the outcome with its row; an image that cannot be merged or stored becomes a failed one."""
-        spec, labelled = self._spec, None
-        try:
-            if outcome.candidates is not None:
-                labelled = finish(outcome.candidates, spec.config.merge, spec.config.filter)
-            row = self._row(outcome, labelled)
-            build_table([row], spec.schema)  # a value that does not fit must not cost the unit's other images
-        except Exception as error:  # as in the segmenter, anything becomes a row with a status
-            text = redact_text(f"{type(error).__name__}: {error}")
-            outcome = dataclasses.replace(outcome, candidates=None, status="failed", error=text, step="merge")
-            row = self._row(outcome, None)
-        return outcome, row
+def _write(spec: WriterSpec, unit_id: str, part: PartTask, outcomes: Sequence[ImageOutcome]) -> dict[str, Any]:
+    rows, failures = [], []
+    for outcome in outcomes:
+        if part.only is not None and outcome.record.image_uid not in part.only:  # wanted by another run
+            continue
+        checked, row = _checked(spec, outcome)
+        rows.append(row)
+        if checked.status != "ok":
+            failures.append(_failure(unit_id, checked))
+    table = build_table(rows, spec.schema)
+    if part.only is not None:
+        table = _with_earlier(spec, unit_id, table)
+    summary = summarize(unit_id, table, failures)
+    size_bytes = spec.output.put_part(unit_id, table, summary)
+    return {**summary, "part_bytes": size_bytes}
 
-    def _row(self, outcome: ImageOutcome, labelled: LabelledImage | None) -> dict[str, Any]:
-        record, spec = outcome.record, self._spec
-        return {
-            "image_uid": record.image_uid,
-            "image_id": record.image_id,
-            "image_uri": record.image_uri,
-            "shard_uri": record.shard_uri,
-            "member": record.member,
-            "row": record.row,
-            "size_bytes": record.size_bytes,
-            "etag": record.etag,
-            **record.kept,
-            "status": outcome.status,
-            "error": outcome.error or None,
-            "preset": spec.config.preset,
-            "weights": spec.weights,
-            **result_columns(labelled, keep_candidates=spec.keep_candidates),
-        }
 
-    def _with_earlier(
-        self, task: UnitTask, table: pa.Table, failures: list[dict[str, Any]]
-    ) -> tuple[pa.Table, list[dict[str, Any]]]:
-        """Put retried rows in the places of the rows that they replace."""
-        earlier = self._spec.output.read_part(task.unit_id).to_pylist()
-        retried = {row["image_uid"]: row for row in table.to_pylist()}
-        rows = [retried.get(row["image_uid"], row) for row in earlier]
-        return build_table(rows, self._spec.schema), failures
+def _checked(spec: WriterSpec, outcome: ImageOutcome) -> tuple[ImageOutcome, dict[str, Any]]:
+    """Return the outcome with its row; an image that cannot be merged or stored becomes a failed one."""
+    labelled = None
+    try:
+        if outcome.candidates is not None:
+            labelled = finish(outcome.candidates, spec.config.merge, spec.config.filter)
+        row = _row(spec, outcome, labelled)
+        build_table([row], spec.schema)  # a value that does not fit must not cost the unit's other images
+    except Exception as error:  # as in the segmenter, anything becomes a row with a status
+        text = redact_text(f"{type(error).__name__}: {error}")
+        outcome = dataclasses.replace(outcome, candidates=None, status="failed", error=text, step="merge")
+        row = _row(spec, outcome, None)
+    return outcome, row
+
+
+def _row(spec: WriterSpec, outcome: ImageOutcome, labelled: LabelledImage | None) -> dict[str, Any]:
+    record = outcome.record
+    return {
+        "image_uid": record.image_uid,
+        "image_id": record.image_id,
+        "image_uri": record.image_uri,
+        "shard_uri": record.shard_uri,
+        "member": record.member,
+        "row": record.row,
+        "size_bytes": record.size_bytes,
+        "etag": record.etag,
+        **record.kept,
+        "status": outcome.status,
+        "error": outcome.error or None,
+        "preset": spec.config.preset,
+        "weights": spec.weights,
+        **result_columns(labelled, keep_candidates=spec.keep_candidates),
+    }
+
+
+def _with_earlier(spec: WriterSpec, unit_id: str, table: pa.Table) -> pa.Table:
+    """Put retried rows in the places of the rows that they replace."""
+    retried = {row["image_uid"]: row for row in table.to_pylist()}
+    earlier = spec.output.read_part(unit_id).to_pylist()
+    return build_table([retried.get(row["image_uid"], row) for row in earlier], spec.schema)
 
 
 def summarize(unit_id: str, table: pa.Table, failures: list[dict[str, Any]]) -> dict[str, Any]:
