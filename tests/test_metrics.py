@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from effsam2_ray.errors import MaskError
-from effsam2_ray.metrics import best_iou, label_map_iou, object_masks, paint_label_map
+from effsam2_ray.metrics import best_iou, iou_matrix, label_map_iou, object_masks, paint_label_map
 
 
 def boxes(*corners: tuple[int, int, int, int], size: tuple[int, int] = (4, 6)) -> np.ndarray:
@@ -46,6 +46,13 @@ def test_both_are_one_for_disjoint_perfect_masks_in_any_order():
 def test_unpainted_pixels_are_no_segment():
     truth = boxes((0, 0, 4, 4))
     assert label_map_iou(boxes((0, 5, 1, 6)), truth) == 0.0
+
+
+def test_empty_masks_overlap_nothing_not_even_each_other():
+    masks = np.zeros((2, 4, 6), bool)
+    masks[1, :2] = True
+    assert iou_matrix(masks, masks).tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert iou_matrix(masks, masks[:0]).shape == (2, 0)
 
 
 def test_no_prediction_scores_zero():

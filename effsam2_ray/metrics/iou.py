@@ -7,16 +7,17 @@ whether a prediction that matches no object is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
 
 from effsam2_ray.errors import MaskError
+from effsam2_ray.rle import Rle
 
-# Bool masks (M, H, W), or COCO RLEs: {"size": [H, W], "counts": compressed str or bytes}.
-Masks = np.ndarray | Sequence[dict[str, Any]]
+Masks = np.ndarray | Sequence[Rle] | Sequence[Mapping[str, Any]]
+"""Bool masks (M, H, W), `Rle`s, or COCO RLEs: {"size": [H, W], "counts": compressed str or bytes}."""
 
 
 def best_iou(predicted: Masks, truth: Masks) -> float:
@@ -32,11 +33,10 @@ def best_iou(predicted: Masks, truth: Masks) -> float:
     Raises:
         MaskError: there is no known object, sizes differ, or an array is not (M, H, W) bool.
     """
-    predicted_rles, truth_rles, _ = _checked(predicted, truth)
-    if not predicted_rles:
-        return 0.0
-    ious = coco.iou(predicted_rles, truth_rles, [0] * len(truth_rles))  # (M, objects)
-    return float(ious.max(axis=0).mean())
+    ious = iou_matrix(predicted, truth)
+    if ious.shape[1] == 0:
+        raise MaskError("IoU needs at least one known object; got none")
+    return float(ious.max(axis=0, initial=0.0).mean())
 
 
 def label_map_iou(predicted: Masks, truth: Masks) -> float:
@@ -48,8 +48,11 @@ def label_map_iou(predicted: Masks, truth: Masks) -> float:
     Example: a mask of 6 pixels and one of 2 inside it. An object of those 6 pixels has best_iou 1.0, but only 4 of
     its pixels keep the larger mask's number: label_map_iou is 4/6.
     """
-    predicted_rles, truth_rles, size = _checked(predicted, truth)
-    if not predicted_rles:
+    predicted_rles, truth_rles = coco_rles(predicted), coco_rles(truth)
+    size = common_size(predicted_rles, truth_rles)
+    if not truth_rles:
+        raise MaskError("IoU needs at least one known object; got none")
+    if not predicted_rles or size is None:
         return 0.0
     segments = paint_label_map(predicted_rles, size)
     num_segments = len(predicted_rles) + 1
@@ -64,6 +67,48 @@ def label_map_iou(predicted: Masks, truth: Masks) -> float:
     return float(np.mean(scores))
 
 
+def iou_matrix(predicted: Masks, truth: Masks) -> np.ndarray:
+    """Return the IoU of each pair, (M, objects) float64; 0 where both masks are empty.
+
+    Raises:
+        MaskError: sizes differ, or an array is not (M, H, W) bool.
+    """
+    predicted_rles, truth_rles = coco_rles(predicted), coco_rles(truth)
+    common_size(predicted_rles, truth_rles)
+    if not predicted_rles or not truth_rles:
+        return np.zeros((len(predicted_rles), len(truth_rles)))
+    return np.asarray(coco.iou(predicted_rles, truth_rles, [0] * len(truth_rles)), np.float64)
+
+
+def coverage(predicted: Masks, size_hw: tuple[int, int]) -> float:
+    """Return the share of a picture's pixels that lie under any mask, in [0, 1]; 0.0 for no masks.
+
+    Args:
+        predicted: M masks.
+        size_hw: (height, width) of the picture.
+
+    Raises:
+        MaskError: a mask has another size.
+    """
+    rles = coco_rles(predicted)
+    common_size(rles, (), size_hw)
+    if not rles:
+        return 0.0
+    return float(int(coco.area(coco.merge(rles))) / (size_hw[0] * size_hw[1]))
+
+
+def without_pixels(masks: Masks, removed: Rle) -> list[dict[str, Any]]:
+    """Return COCO RLEs of the masks less some pixels; a mask may become empty.
+
+    Raises:
+        MaskError: a mask has another size than `removed`.
+    """
+    rles = coco_rles(masks)
+    common_size(rles, (), removed.size)
+    kept = coco.encode(np.asfortranarray(~removed.to_array()).view(np.uint8))
+    return [coco.merge([rle, kept], intersect=True) for rle in rles]
+
+
 def paint_label_map(masks: Masks, size: tuple[int, int]) -> np.ndarray:
     """Paint masks from large to small, the later over the earlier.
 
@@ -75,7 +120,7 @@ def paint_label_map(masks: Masks, size: tuple[int, int]) -> np.ndarray:
         (H, W) int32: 1 + the index of the smallest mask at each pixel, 0 where there is none.
     """
     label_map = np.zeros(size, np.int32)
-    rles = _as_rles(masks)
+    rles = coco_rles(masks)
     if not rles:
         return label_map
     # One at a time: pycocotools' area overflows on a list of more than 255.
@@ -100,22 +145,39 @@ def object_masks(label_map: np.ndarray, min_area_frac: float = 0.0) -> np.ndarra
     return label_map[None] == labels[labels > 0][:, None, None]
 
 
-def _checked(predicted: Masks, truth: Masks) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[int, int]]:
-    predicted_rles, truth_rles = _as_rles(predicted), _as_rles(truth)
-    if not truth_rles:
-        raise MaskError("IoU needs at least one known object; got none")
-    sizes = {tuple(rle["size"]) for rle in (*predicted_rles, *truth_rles)}
-    if len(sizes) > 1:
-        raise MaskError(f"masks must have one size; got {sorted(sizes)}")
-    height, width = sizes.pop()
-    return predicted_rles, truth_rles, (int(height), int(width))
+def coco_rles(masks: Masks) -> list[dict[str, Any]]:
+    """Return masks as COCO's dictionaries, as pycocotools takes them.
 
-
-def _as_rles(masks: Masks) -> list[dict[str, Any]]:
+    Raises:
+        MaskError: an array is not (M, H, W) bool.
+    """
     if not isinstance(masks, np.ndarray):
-        return list(masks)
+        return [_coco(mask) for mask in masks]
     if masks.ndim != 3 or masks.dtype != np.bool_:
         raise MaskError(f"masks must be (M, H, W) bool; got shape {masks.shape}, {masks.dtype}")
     if len(masks) == 0:
         return []
-    return coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    rles: list[dict[str, Any]] = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return rles
+
+
+def common_size(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], size_hw: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """Return the (height, width) of all the masks, None where there is none.
+
+    Raises:
+        MaskError: masks of several sizes, or of another than `size_hw`.
+    """
+    sizes = {(int(rle["size"][0]), int(rle["size"][1])) for rle in (*first, *second)}
+    if size_hw is not None:
+        sizes.add((int(size_hw[0]), int(size_hw[1])))
+    if len(sizes) > 1:
+        raise MaskError(f"masks must have one size; got {sorted(sizes)}")
+    return sizes.pop() if sizes else None
+
+
+def _coco(mask: Rle | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(mask, Rle):
+        return {"size": list(mask.size), "counts": mask.counts}
+    return dict(mask)
