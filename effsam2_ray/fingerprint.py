@@ -34,15 +34,9 @@ def fingerprint(
         model_config_sha256: digest of the model configuration's content, "" where none was given.
         inputs: what the work list was built from (inputs, limit, columns).
     """
-    flat: dict[str, Any] = {}
-    for section, fields in config.to_dict().items():
-        if isinstance(fields, Mapping):
-            flat.update({f"{section}.{name}": value for name, value in fields.items()})
-        else:
-            flat[section] = fields
-    flat.update({f"inputs.{name}": value for name, value in inputs.items()})
     return {
-        **flat,
+        **flatten(config),
+        **{f"inputs.{name}": value for name, value in inputs.items()},
         "weights.name": info.name,
         "weights.sha256": info.weights_sha256,
         "weights.model_config_sha256": model_config_sha256,
@@ -52,6 +46,17 @@ def fingerprint(
         "algorithm_version": ALGORITHM_VERSION,
         "schema_version": SCHEMA_VERSION,
     }
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Return a configuration as flat `section.field` keys with plain values."""
+    flat: dict[str, Any] = {}
+    for section, fields in config.to_dict().items():
+        if isinstance(fields, Mapping):
+            flat.update({f"{section}.{name}": value for name, value in fields.items()})
+        else:
+            flat[section] = fields
+    return flat
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

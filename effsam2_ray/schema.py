@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from effsam2_ray.results import LabelledImage
+from effsam2_ray.masks import Mask
+from effsam2_ray.prompts import Prompts
+from effsam2_ray.results import ImageCandidates, LabelledImage
+from effsam2_ray.rle import Rle
 
 SCHEMA_VERSION = "1"
 
@@ -130,6 +134,51 @@ def result_columns(labelled: LabelledImage | None, *, keep_candidates: bool) -> 
             for mask, target in zip(labelled.candidates, labelled.merged_into, strict=True)
         ]
     return columns
+
+
+def candidates_of(row: Mapping[str, Any]) -> ImageCandidates:
+    """Return the masks before merging that a row of a run with `--keep-candidates` holds.
+
+    Args:
+        row: a row as `pyarrow.Table.to_pylist` gives it, with `width`, `height`, `prompts`, `cluster_map`,
+            `candidates` and `step_s`; its status is `ok`.
+
+    Raises:
+        MaskError: a segmentation is no RLE.
+    """
+    prompts = row["prompts"]
+    labels = None
+    if row["cluster_map"] is not None:
+        labels = np.array(row["cluster_map"]["labels"], np.int16).reshape(row["cluster_map"]["size"])
+    return ImageCandidates(
+        size_hw=(row["height"], row["width"]),
+        prompts=Prompts(
+            point_coords=np.array([(prompt["x"], prompt["y"]) for prompt in prompts], np.float32).reshape(-1, 2),
+            cluster_size=np.array([prompt["cluster_size"] for prompt in prompts], np.int32),
+            persistence=np.array([prompt["persistence"] for prompt in prompts], np.float32),
+        ),
+        cluster_map=labels,
+        candidates=tuple(mask_of(candidate) for candidate in row["candidates"]),
+        step_s={step: seconds for step, seconds in row["step_s"].items() if seconds is not None},
+    )
+
+
+def mask_of(value: Mapping[str, Any]) -> Mask:
+    """Return the mask in an element of the columns `masks` and `candidates`.
+
+    Raises:
+        MaskError: its segmentation is no RLE.
+    """
+    x, y, width, height = value["bbox"]
+    return Mask(
+        segmentation=Rle.from_coco(value["segmentation"]),
+        area=value["area"],
+        bbox=(x, y, width, height),
+        predicted_iou=value["predicted_iou"],
+        stability_score=value["stability_score"],
+        point_coords=tuple((x, y) for x, y in value["point_coords"]),
+        members=tuple(value["members"]),
+    )
 
 
 def build_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

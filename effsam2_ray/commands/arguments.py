@@ -102,3 +102,18 @@ def number_range(text: str) -> tuple[int, int]:
 def names(text: str) -> tuple[str, ...]:
     """Return the names in `A,B`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def closing_lines(summary: dict[str, Any]) -> list[str]:
+    """Return what is said of a run at its end."""
+    statuses = summary["statuses"]
+    failed = {status: count for status, count in statuses.items() if status != "ok"}
+    lines = [
+        f"Parquet: {summary['output']}",
+        f"{summary['images']} images, {summary['masks']} masks, "
+        f"{summary['prompts_per_image']:.1f} prompts per image, {summary['images_per_s']:.2f} images/s",
+    ]
+    if failed:
+        reasons = ", ".join(f"{count} {status}" for status, count in failed.items())
+        lines.append(f"{sum(failed.values())} images without masks: {reasons}; see _meta/failures.parquet")
+    return lines

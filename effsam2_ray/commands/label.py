@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -14,6 +14,7 @@ from effsam2_ray.commands.arguments import (
     add_cluster_arguments,
     add_model_arguments,
     add_storage_arguments,
+    closing_lines,
     names,
     positive,
     run_options,
@@ -83,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _print_plan(jobs)
         return 0
     for summary in label_together(jobs):
-        for line in _closing_lines(summary):
+        for line in closing_lines(summary):
             print(line)
     return 0
 
@@ -101,20 +102,6 @@ def _print_plan(jobs: Sequence[LabelJob]) -> None:
     print(yaml.safe_dump({"weights": dataclasses.asdict(info)}, sort_keys=False).rstrip())
     for config in configs:
         print(yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip())
-
-
-def _closing_lines(summary: dict[str, Any]) -> list[str]:
-    statuses = summary["statuses"]
-    failed = {status: count for status, count in statuses.items() if status != "ok"}
-    lines = [
-        f"Parquet: {summary['output']}",
-        f"{summary['images']} images, {summary['masks']} masks, "
-        f"{summary['prompts_per_image']:.1f} prompts per image, {summary['images_per_s']:.2f} images/s",
-    ]
-    if failed:
-        reasons = ", ".join(f"{count} {status}" for status, count in failed.items())
-        lines.append(f"{sum(failed.values())} images without masks: {reasons}; see _meta/failures.parquet")
-    return lines
 
 
 def _configs(arguments: argparse.Namespace) -> list[Config]:

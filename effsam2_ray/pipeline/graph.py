@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data.exceptions import SystemException
 
@@ -57,14 +58,7 @@ def run_graph(
         StoppedError: a stage failed for good, as when the output cannot be written any more.
         ConfigError, WeightsError: a worker cannot start with these settings or weights.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    # Restarts have no other way in; the package requires a Ray that still takes them.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    _quiet()
     restarts = {"max_restarts": -1, "max_task_retries": MAX_UNIT_TRIES}
     summaries = (
         ray.data.from_arrow([to_table(task) for task in tasks])
@@ -100,11 +94,47 @@ def run_graph(
             **restarts,
         )
     )
+    yield from _summaries(summaries)
+
+
+def stage_rows(
+    tasks: Sequence[UnitTask], stage: Callable[..., pa.Table], arguments: tuple[Any, ...], num_cpus: float
+) -> Generator[dict[str, Any], None, None]:
+    """Run one stage of Ray tasks over units and yield what is in the column `summary` of its tables, as JSON.
+
+    Args:
+        tasks: the units.
+        stage: takes a table of `UnitTask` rows and `arguments`.
+        arguments: the rest of its arguments.
+        num_cpus: CPUs of one task.
+
+    Raises:
+        StoppedError: the stage failed for good.
+    """
+    _quiet()
+    units = ray.data.from_arrow([to_table(task) for task in tasks])
+    yield from _summaries(
+        units.map_batches(stage, fn_args=arguments, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus)
+    )
+
+
+def _summaries(tables: ray.data.Dataset) -> Generator[dict[str, Any], None, None]:
     try:
-        for table in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for table in tables.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from (json.loads(text) for text in table["summary"].to_pylist())
     except ray.exceptions.RayError as error:
         raise stage_error(error) from error
+
+
+def _quiet() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    # Restarts have no other way in; the package requires a Ray that still takes them.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def stage_error(error: BaseException) -> EffSam2Error:

@@ -113,12 +113,12 @@ def label_together(jobs: Sequence[LabelJob], say: Callable[[str], None] = print)
         StoppedError: stopped by a signal; running the jobs again goes on.
     """
     _check_together(jobs)
-    with _stop_signals():
+    with stop_signals():
         info = _model_info(jobs[0])
         configs = [resolve_config(job.config, info) for job in jobs]
         own_cluster = connect(jobs[0].options.address)
         try:
-            with _stop_signals():  # again: Ray has put its own handler there
+            with stop_signals():  # again: Ray has put its own handler there
                 return _label(jobs, configs, info, own_cluster, say)
         finally:
             if own_cluster:
@@ -311,7 +311,7 @@ class _Stop(BaseException):
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
+def stop_signals() -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into StoppedError; units in flight are dropped, and done again next time."""
     if threading.current_thread() is not threading.main_thread():
         yield
