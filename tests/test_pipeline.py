@@ -234,6 +234,22 @@ def test_a_clustering_actor_that_is_gone_is_replaced(two_cpus):
     asyncio.run(calls())
 
 
+def test_clustering_actors_are_added_while_pictures_wait(two_cpus):
+    edges = np.array([[row, row + 1, 0.1] for row in range(7)])
+
+    async def sizes() -> list[int]:
+        pool = ClusterPool(3, None)
+        found = [len(pool._actors)]
+        for together in (1, 2, 6):
+            await asyncio.gather(*(pool.select(edges, True, 3) for _ in range(together)))
+            found.append(len(pool._actors))
+        await asyncio.gather(*pool._growing)
+        assert pool._free.qsize() == 3
+        return found
+
+    assert asyncio.run(sizes()) == [1, 1, 2, 3]
+
+
 def test_failures_of_an_earlier_call_count(two_cpus, tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"{n}.png\n" for n in range(4)))
     job = LabelJob((str(tmp_path / "list.txt"),), str(tmp_path / "out"), CONFIG)

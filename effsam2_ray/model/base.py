@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -43,6 +44,17 @@ class LoadedModel:
             getattr(self._model, self._mask_decoder_name),
             prompts_per_call or prompts_per_call_for(device, info.grid_size),
         )
+
+    @property
+    def module(self) -> Any:
+        """The family's own module, weights in float32."""
+        return self._model
+
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """Return the same weights, shared, with products of another type."""
+        other = copy.copy(self)
+        other._dtype = dtype
+        return other
 
     @property
     def info(self) -> ModelInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,18 +49,21 @@ class ClusterActor:
 class ClusterPool:
     """The clustering actors of one segmenter, each given one picture at a time.
 
-    Their CPUs are part of the segmenter's own request, so they ask for none.
+    It starts with one actor and adds another whenever a picture has to wait for a free one, so that its size follows
+    from what the first pictures need. Their CPUs are part of the segmenter's own request, so they ask for none.
 
     Args:
-        size: number of actors, 1 or more.
+        size: most actors, 1 or more.
         timeout_s: seconds that one picture may take with one configuration; None never gives up.
     """
 
     def __init__(self, size: int, timeout_s: float | None):
         self._timeout_s = timeout_s
-        self._actors = [self._start() for _ in range(size)]
-        ray.get([actor.ready.remote() for actor in self._actors])
+        self._size = size
+        self._actors = [self._start()]
+        ray.get(self._actors[0].ready.remote())
         self._free: asyncio.Queue[Any] | None = None
+        self._growing: set[asyncio.Task[None]] = set()
 
     async def find(
         self,
@@ -92,6 +96,8 @@ class ClusterPool:
             self._free = asyncio.Queue()
             for actor in self._actors:
                 self._free.put_nowait(actor)
+        if self._free.empty() and len(self._actors) < self._size:
+            self._grow(self._free)
         actor = await self._free.get()
         try:
             await actor.ready.remote()  # a fresh one imports for seconds, which are not the picture's
@@ -106,6 +112,19 @@ class ClusterPool:
             raise
         finally:
             self._free.put_nowait(actor)
+
+    def _grow(self, free: asyncio.Queue[Any]) -> None:
+        actor = self._start()
+        self._actors.append(actor)
+
+        async def join() -> None:  # it imports for seconds; until then the pictures go on with the others
+            with contextlib.suppress(ray.exceptions.RayError):  # a dead one is replaced by the picture that meets it
+                await actor.ready.remote()
+            free.put_nowait(actor)
+
+        task = asyncio.get_running_loop().create_task(join())
+        self._growing.add(task)  # or it could be collected before it is done
+        task.add_done_callback(self._growing.discard)
 
     @staticmethod
     def _start() -> Any:

@@ -34,6 +34,7 @@ from effsam2_ray.model.weights import load_model
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
 from effsam2_ray.pipeline.cluster_actor import ClusterPool
+from effsam2_ray.pipeline.observability import SegmenterMetrics
 from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitImages, from_table, to_table
 from effsam2_ray.pipeline.watchdog import Watchdog
 from effsam2_ray.prompts import grid_prompts
@@ -113,6 +114,7 @@ class Segmenter:
         place = {"node": context.get_node_id(), "job": spec.run_id}
         self._log = AttemptLog(spec.output, place, functools.partial(_taken_down, place))
         self._watchdog = Watchdog(self._convict)
+        self._metrics = SegmenterMetrics()
 
     async def __call__(self, table: pa.Table) -> AsyncIterator[pa.Table]:
         """Label the units in a table's rows."""
@@ -133,15 +135,16 @@ class Segmenter:
                 for index, outcome in zip(indices, labelled[lead], strict=True):
                     outcomes[lead][index] = outcome
 
-        if attempt.alone:
-            await self._label_alone(attempt, images.records, todo, label)
-        else:
-            size = self._spec.batch_size
-            async with asyncio.TaskGroup() as group:
-                for start in range(0, len(todo), size):
-                    await self._window.acquire()
-                    task = group.create_task(label(todo[start : start + size]))
-                    task.add_done_callback(lambda _: self._window.release())
+        with self._metrics.in_flight(len(todo)):
+            if attempt.alone:
+                await self._label_alone(attempt, images.records, todo, label)
+            else:
+                size = self._spec.batch_size
+                async with asyncio.TaskGroup() as group:
+                    for start in range(0, len(todo), size):
+                        await self._window.acquire()
+                        task = group.create_task(label(todo[start : start + size]))
+                        task.add_done_callback(lambda _: self._window.release())
         await self._run(self._loaders, self._log.end, attempt)
         complete = {lead: [outcome for outcome in outcomes[lead] if outcome is not None] for lead in leads}
         return UnitCandidates(images.task, {run: complete[self._leads[run]] for run in runs})
@@ -234,9 +237,7 @@ class Segmenter:
         num, arrays = len(pictures), [picture.array for picture in pictures]
         labellers = [self._labellers[lead] for lead in leads]
         configs = [labeller.config for labeller in labellers]
-        encoded, encode_s = await self._run(
-            self._device_thread, self._watched, num, labellers[0].encode, arrays, heads_of(configs)
-        )
+        encoded, encode_s = await self._on_device(num, labellers[0].encode, arrays, heads_of(configs))
         found = await asyncio.gather(*(self._find(item, configs) for item in encoded))
         candidates = {}
         for position, (lead, labeller) in enumerate(zip(leads, labellers, strict=True)):
@@ -244,24 +245,20 @@ class Segmenter:
                 (item, prompts[position], {"load_s": picture.load_s, "encode_s": encode_s})
                 for item, prompts, picture in zip(encoded, found, pictures, strict=True)
             ]
-            candidates[lead] = await self._run(self._device_thread, self._watched, num, labeller.decode, items)
+            candidates[lead] = await self._on_device(num, labeller.decode, items)
         return candidates
 
     async def _find(self, encoded: EncodedImage, configs: Sequence[Config]) -> list[FoundPrompts]:
-        on_device = functools.partial(self._run, self._device_thread, self._watched)
         captured, size_hw, extent_hw = encoded.captured, encoded.size_hw, encoded.grid_extent_hw
         if self._clusters is None or not captured:
-            found: list[FoundPrompts] = await on_device(
-                len(configs), find_prompts, captured, size_hw, extent_hw, configs
-            )
-            return found
+            return await self._on_device(len(configs), find_prompts, captured, size_hw, extent_hw, configs)
         if self._spec.device == "cpu":
             return await self._clusters.find(captured, size_hw, extent_hw, configs)
         # Only tree edges leave the device, and labels come back.
         by_number: dict[int, FoundPrompts] = {}
         for (head, noise_floor), numbers in same_distances(configs).items():
             min_samples = [configs[number].cluster.min_samples for number in numbers]
-            trees = await on_device(len(numbers), attention_trees, captured[head], min_samples, noise_floor)
+            trees = await self._on_device(len(numbers), attention_trees, captured[head], min_samples, noise_floor)
             for number in numbers:
                 cluster = configs[number].cluster
                 start = time.perf_counter()
@@ -269,7 +266,7 @@ class Segmenter:
                     trees.edges[cluster.min_samples], trees.ties_at_once, cluster.min_cluster_size
                 )
                 tree_select_s = time.perf_counter() - start
-                by_number[number] = await on_device(
+                by_number[number] = await self._on_device(
                     1, _prompts_from, trees, clusters, captured[head], encoded, tree_select_s, configs[number]
                 )
         rest = [number for number in range(len(configs)) if number not in by_number]
@@ -283,6 +280,13 @@ class Segmenter:
         encoded, _ = labeller.encode([np.full((64, 64, 3), 128, np.uint8)])
         prompts = grid_prompts(1, (64, 64))
         labeller.decode([(encoded[0], FoundPrompts(prompts, None, {}), {})])
+
+    async def _on_device(self, num_images: int, function: Callable[..., T], *args: Any) -> T:
+        def work() -> T:
+            with self._metrics.busy:
+                return self._watched(num_images, function, *args)
+
+        return await self._run(self._device_thread, work)
 
     def _watched(self, num_images: int, function: Callable[..., T], *args: Any) -> T:
         limit_s = self._spec.image_timeout_s
