@@ -142,9 +142,6 @@ def candidates_of(row: Mapping[str, Any]) -> ImageCandidates:
     Args:
         row: a row as `pyarrow.Table.to_pylist` gives it, with `width`, `height`, `prompts`, `cluster_map`,
             `candidates` and `step_s`; its status is `ok`.
-
-    Raises:
-        MaskError: a segmentation is no RLE.
     """
     prompts = row["prompts"]
     labels = None
@@ -164,14 +161,11 @@ def candidates_of(row: Mapping[str, Any]) -> ImageCandidates:
 
 
 def mask_of(value: Mapping[str, Any]) -> Mask:
-    """Return the mask in an element of the columns `masks` and `candidates`.
-
-    Raises:
-        MaskError: its segmentation is no RLE.
-    """
+    """Return the mask in an element of the columns `masks` and `candidates`, its runs unchecked: they are ours."""
+    height_px, width_px = value["segmentation"]["size"]
     x, y, width, height = value["bbox"]
     return Mask(
-        segmentation=Rle.from_coco(value["segmentation"]),
+        segmentation=Rle((height_px, width_px), value["segmentation"]["counts"].encode()),
         area=value["area"],
         bbox=(x, y, width, height),
         predicted_iou=value["predicted_iou"],
