@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from effsam2_ray.commands import label, presets, show
+from effsam2_ray.commands import calibrate, evaluate, label, manifest, plan, presets, show
 from effsam2_ray.errors import EffSam2Error, OutputError, StoppedError, TooManyFailuresError
 
-COMMANDS = (label, presets, show)
+COMMANDS = (label, evaluate, calibrate, manifest, plan, presets, show)
 
 EXIT_OK, EXIT_CONFIG, EXIT_FAILURES, EXIT_STOPPED = 0, 2, 3, 4
 

@@ -5,4 +5,6 @@ import sys
 from effsam2_ray.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["label", *sys.argv[1:]]))
+    code = main(["label", *sys.argv[1:]])
+    print(f"exit code {code}", flush=True)  # `ray job submit` itself turns every failure into 1
+    sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -74,9 +76,9 @@ def s3(s3_endpoint: str) -> ObjectStore:
 class FaultProxy:
     """Forwards requests to an S3 server, except those that its faults are for.
 
-    `faults` is a list of `[method, part of the path, kind, times]`; kind is `503`, `cut` (the connection closes in the
-    middle of the answer), `lost` (the request is done and the connection closes without an answer) or `stall` (no
-    answer for `stall_s`).
+    `faults` is a list of `[method, part of the path, kind, times]`; kind is `503`, `403`, `cut` (the connection closes
+    in the middle of the answer), `lost` (the request is done and the connection closes without an answer), `stall` (no
+    answer for `stall_s`) or `killed` (the process that asks is killed in the middle of its request).
     """
 
     target: str
@@ -109,15 +111,22 @@ class FaultProxy:
         self._server.server_close()
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
-        body = self._body(request)
         self.requests.append((request.command, request.path))
         kind = self._fault(request.command, request.path)
+        if kind == "killed":
+            request.rfile.read(int(request.headers.get("content-length", 2)) // 2)
+            self._kill_sender(request)
+            return
+        body = self._body(request)
         if kind == "stall":
             time.sleep(self.stall_s)
         if kind == "503":
             self._answer(
                 request, 503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
             )
+            return
+        if kind == "403":
+            self._answer(request, 403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
             return
         connection = http.client.HTTPConnection(self.target.removeprefix("http://"))
         headers = {k: v for k, v in request.headers.items() if k.lower() not in ("transfer-encoding", "content-length")}
@@ -132,6 +141,16 @@ class FaultProxy:
         kept = {name: value for name, value in response.getheaders() if name.lower() not in skip}
         length = response.getheader("content-length") if request.command == "HEAD" else None
         self._answer(request, response.status, kept, data, length, cut=kind == "cut")
+
+    def _kill_sender(self, request: BaseHTTPRequestHandler) -> None:
+        request.close_connection = True
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.laddr
+                and connection.laddr.port == request.client_address[1]
+                and connection.pid != os.getpid()
+            ):
+                psutil.Process(connection.pid).kill()
 
     def _body(self, request: BaseHTTPRequestHandler) -> bytes | None:
         length = request.headers.get("content-length")

@@ -83,9 +83,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _print_plan(jobs)
         return 0
-    for summary in label_together(jobs):
+    for summary in label_together(jobs, lambda line: print(line, flush=True)):
         for line in closing_lines(summary):
-            print(line)
+            print(line, flush=True)
     return 0
 
 

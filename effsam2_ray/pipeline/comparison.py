@@ -21,7 +21,7 @@ from effsam2_ray.evaluation.gathering import Line, LineKey, gather
 from effsam2_ray.evaluation.methods import Method
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.cluster import connect, disconnect
-from effsam2_ray.pipeline.label import LabelJob, label_together
+from effsam2_ray.pipeline.label import LabelJob, label_together, stop_signals
 from effsam2_ray.pipeline.options import RunOptions
 from effsam2_ray.pipeline.scoring import read_scores, run_tasks, score_runs, scored_runs
 from effsam2_ray.storage import StorageOptions, put_if_absent
@@ -133,20 +133,24 @@ def compare(
     manifest = "".join(json.dumps({"uri": uri}) + "\n" for uri in truth.image_uris)
     put_if_absent(work.meta_uri(IMAGES), manifest.encode(), job.storage_options)
     say(f"{len(truth.records):,} pictures of {truth.name} ({truth.format}), {len(methods)} runs in one pass")
-    summaries = label_together([_label_job(job, work, method) for method in methods], say)
+    summaries = label_together([_label_job(job, work, method) for method in methods], _only_warnings(say))
+    num_new = sum(summary["images_this_time"] for summary in summaries)
+    say(f"Labelled: {num_new:,} new rows" if num_new else "Labelled before: nothing to do")
     runs = scored_runs(methods, f"{work.uri}/runs", job.storage_options)
     scores = OutputFolder(f"{work.uri}/per_image", job.storage_options)
     has_library = importlib.util.find_spec("py_sod_metrics") is not None
-    own_cluster = connect(job.options.address)
-    try:
-        described = runs[0].folder.read_job() or {}
-        if any(summary["images_this_time"] for summary in summaries) or work.read_json("machine.json") is None:
-            work.put_json("machine.json", _machine(described["layout"]))
-        say("Scoring against the known objects")
-        score_runs(runs, truth, scores, with_single_object=has_library, say=say)
-    finally:
-        if own_cluster:
-            disconnect()
+    described = runs[0].folder.read_job() or {}
+    with stop_signals():
+        own_cluster = connect(job.options.address)
+        try:
+            with stop_signals():  # again: Ray has put its own handler there
+                if num_new or work.read_json("machine.json") is None:
+                    work.put_json("machine.json", _machine(described["layout"]))
+                say("Scoring against the known objects")
+                score_runs(runs, truth, scores, with_single_object=has_library, say=say)
+        finally:
+            if own_cluster:
+                disconnect()
     notes = [*truth.notes]
     if truth.federated:
         notes.append("Not every object is annotated; no measure here counts a mask without an object as wrong.")
@@ -174,6 +178,18 @@ def _label_job(job: ComparisonJob, work: OutputFolder, method: Method) -> LabelJ
         storage_options=job.storage_options,
         options=dataclasses.replace(job.options, keep_candidates=True),
     )
+
+
+def _only_warnings(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what passes on warnings, each once: the settings of a dozen runs would bury all else."""
+    told: set[str] = set()
+
+    def warn(line: str) -> None:
+        if line.startswith("Warning") and "were merged into one mask" not in line and line not in told:  # in the tables
+            told.add(line)
+            say(line)
+
+    return warn
 
 
 def _fingerprint(job: ComparisonJob, truth: GroundTruth) -> dict[str, Any]:

@@ -278,6 +278,13 @@ def _opening_lines(
             f"preset {config.preset}, block {config.attention.block}, head {config.attention.head}, "
             f"{layout.device} {layout.dtype}, up to {layout.segmenters[1]} segmenters"
         )
+        for section, settings in config.to_dict().items():
+            if section != "preset":
+                yield f"  {section}: " + ", ".join(f"{name}={value}" for name, value in settings.items())
+    yield (
+        f"  each segmenter: {layout.segmenter_cpus:g} CPU, {layout.segmenter_gpus:g} GPU, batches of "
+        f"{layout.batch_size}, {layout.num_cluster_actors} clustering actors; at least {layout.segmenters[0]}"
+    )
     if info.is_demo and work_list.num_images > DEMO_WARNING_IMAGES:
         yield (
             "Warning: the demo weights are a small model trained on drawings, made to try the tool out; "

@@ -1,4 +1,4 @@
-"""Progress of a job: a live bar on a terminal, one line every 30 s in a log."""
+"""Progress of a job: a live bar on a terminal, one line every 30 s and one at the end in a log."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ class Progress:
         self._thread.join()
         if self._bar is not None:
             self._bar.close()
+        else:
+            print(self.line(), flush=True)
 
     def add(self, summary: Mapping[str, Any]) -> None:
         """Count one finished unit."""
@@ -58,7 +60,7 @@ class Progress:
         eta = _duration(left / rate) if rate > 0 else "unknown"
         text = f"{self._before + now:,}/{self._total:,} images, {rate:.2f} images/s, {eta} left"
         failures = self._failures()
-        waiting = self._waiting_for() if now == 0 else ""
+        waiting = self._waiting_for() if now == 0 and not self._stop.is_set() else ""
         return text + (f", failed: {failures}" if failures else "") + (f", waiting for {waiting}" if waiting else "")
 
     def _failures(self) -> str:

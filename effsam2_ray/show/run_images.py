@@ -105,9 +105,10 @@ class Run:
         for index, group in itertools.groupby(positions, key=lambda position: bisect.bisect_right(ends, position)):
             number = self.finished[index]
             first = ends[index] - self.work_list.unit_num_images[number]
-            yield from self._unit_images(number, [position - first for position in group])
+            yield from self.unit_images(number, [position - first for position in group])
 
-    def _unit_images(self, number: int, places: Sequence[int]) -> Iterator[ShownImage]:
+    def unit_images(self, number: int, places: Sequence[int]) -> Iterator[ShownImage]:
+        """Yield the images at ascending places of a finished unit; `number` is its position in the work list."""
         unit = self.work_list.unit(number)
         rows = _read_rows(self.folder, unit, places)
         labelled = {row["image_uid"] for row in rows if row["status"] == "ok"}

@@ -1,0 +1,1 @@
+"""Measure speed and memory, beside the peers and the device's own limits; needs no Ray."""

@@ -1,0 +1,1 @@
+"""Methods compared on pictures whose objects are known: what is run, measured and told, with no Ray."""
