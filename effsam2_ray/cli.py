@@ -10,10 +10,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from effsam2_ray.commands import calibrate, evaluate, label, manifest, plan, presets, show
+from effsam2_ray.commands import (
+    calibrate,
+    check,
+    compare,
+    evaluate,
+    export,
+    frames,
+    label,
+    manifest,
+    plan,
+    presets,
+    show,
+)
 from effsam2_ray.errors import EffSam2Error, OutputError, StoppedError, TooManyFailuresError
 
-COMMANDS = (label, evaluate, calibrate, manifest, plan, presets, show)
+COMMANDS = (label, evaluate, calibrate, manifest, plan, presets, show, check, compare, export, frames)
 
 EXIT_OK, EXIT_CONFIG, EXIT_FAILURES, EXIT_STOPPED = 0, 2, 3, 4
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from effsam2_ray.config import Config
-from effsam2_ray.model.interface import ModelInfo
 from effsam2_ray.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:  # the model layer loads torch, which those who read an output folder do not need
+    from effsam2_ray.model.interface import ModelInfo
 
 ALGORITHM_VERSION = 1
 """Raised whenever the same settings and weights would give other rows."""

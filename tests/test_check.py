@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class TestSoundRun:
         assert report.passed and problems(report) == {}
         assert (found.num_expected, found.num_rows, found.statuses) == (6, 6, {"ok": 5, "corrupt": 1})
         assert found.num_masks == sum(map(len, masks))
-        assert found.masks_an_image == {len(of_image): 1 for of_image in masks} or found.masks_an_image.total() == 5
+        assert found.masks_an_image == Counter(map(len, masks))
         covered = [np.any(of_image, axis=0).mean() for of_image in masks]
         assert found.rates()["coverage"] == pytest.approx(np.mean(covered), abs=1e-12)
         assert found.rates()["failed_rate"] == pytest.approx(1 / 6)
@@ -94,15 +95,17 @@ class TestSoundRun:
         }
 
         def change(number, row):
+            if number == 3:
+                return failed_row_of(row)
             row["masks"] = [mask_value(mask) for mask in masks[number]]
 
-        found = check(run_with(tmp_path, change, num=3)).findings
+        found = check(run_with(tmp_path, change, num=4)).findings
         assert found.masks_an_image == {0: 1, 2: 1, 4: 1}
         assert (found.num_whole_picture, found.num_near_duplicates) == (1, 2)
         assert found.rates() == pytest.approx(
             {
-                "failed_rate": 0,
-                "zero_mask_rate": 1 / 3,
+                "failed_rate": 1 / 4,
+                "zero_mask_rate": 1 / 3,  # of the labelled images
                 "coverage": (0 + 1 + 225 / 6912) / 3,
                 "whole_picture_rate": 1 / 6,
                 "near_duplicate_rate": 2 / 6,
@@ -120,6 +123,12 @@ class TestFaults:
         assert problems(report) == {"missing": 1, "twice": 2} and not report.passed
         uid = table["image_uid"][1].as_py()
         assert report.findings.examples["missing"] == (f"image_uid {uid} in {part.name}",)
+
+    def test_one_row_twice(self, tmp_path: Path) -> None:
+        run = run_with(tmp_path, lambda number, row: None)
+        part = sorted(Path(run).glob("*.parquet"))[0]
+        pq.write_table(pq.read_table(part).take([0, 1, 2, 1]), part)
+        assert problems(check(run)) == {"twice": 1}
 
     def test_a_unit_without_a_part_is_all_missing(self, tmp_path: Path) -> None:
         run = run_with(tmp_path, lambda number, row: None)
@@ -271,6 +280,7 @@ class TestThresholdsAndCommand:
             "min_coverage": 1,
         }
         report = check(run_with(tmp_path, change), limits)
+        assert check(run_with(tmp_path / "fine", change, 1), {"max_failed_rate": 0, "min_coverage": 1}).exceeded == ()
         assert report.exceeded == (
             "zero mask rate is 83.33%; at most 50.00%",
             "whole picture rate is 100.00%; at most 0.00%",

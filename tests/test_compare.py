@@ -26,11 +26,12 @@ from effsam2_ray import rle
 from effsam2_ray.commands import compare as compare_command
 from effsam2_ray.errors import InputError
 from effsam2_ray.inputs.listing import build_work_list
-from effsam2_ray.inputs.work_list import WorkList
+from effsam2_ray.inputs.work_list import ImageRef, Unit, WorkList, WorkListWriter, image_uid, unit_id
 from effsam2_ray.metrics.iou import best_iou
 from effsam2_ray.runs import joining
 from effsam2_ray.runs.agreement import AREA_EDGES, best_ious
 from effsam2_ray.runs.compare import Comparison, compare_runs, comparison_text, differences_sheet
+from effsam2_ray.runs.reading import open_run
 
 NAMES = [f"{number}.png" for number in range(7)]
 Masks = dict[int, Sequence[np.ndarray] | None]
@@ -186,6 +187,16 @@ class TestJoining:
         for item in compare(a, b).agreement.differences:
             seed = int(Path(item.image_uri).stem)
             assert item.place_a == divmod(seed, 3) and item.place_b == divmod(seed, 2)
+
+    def test_places_go_on_from_batch_to_batch(self, tmp_path: Path) -> None:
+        images = tuple(ImageRef(image_uid(f"s3://b/{n}.png"), f"s3://b/{n}.png") for n in range(150))
+        writer = WorkListWriter()
+        writer.add(Unit(unit_id(0, [image.image_uid for image in images]), "files", images, 0))
+        counts = {"num_images": 150, "num_units": 1, "kept_types": [], "inputs": []}
+        run = open_run(put_run(tmp_path / "run", writer.finish(counts), lambda number, image: image_row(image, [])))
+        (task,) = joining.join_tasks(run, run, ["image_uid"], str(tmp_path))
+        table = joining.read_side(task, "a", run.folder, ["image_uid"])
+        assert table is not None and table[joining.PLACE_COLUMN].to_pylist() == list(range(150))
 
     def test_no_image_in_common_is_an_input_error(self, tmp_path: Path, listed: WorkList) -> None:
         elsewhere = build_work_list([draw_pictures(tmp_path / "elsewhere", NAMES[:2])])

@@ -95,6 +95,7 @@ class TestCoco:
         assert files(tmp_path / "coco") == ["_meta/export.json", "instances.json"]
         coco = COCO(str(tmp_path / "coco" / "instances.json"))
         assert sorted(image["file_name"] for image in coco.imgs.values()) == sorted(set(NAMES) - {NAMES[FAILED]})
+        assert sorted(coco.imgs) == [1, 2, 3, 4, 6, 7]  # places in the work list: 6.png, a/0.png, ..., b/3.png is fifth
         assert coco.loadCats(coco.getCatIds())[0]["name"] == "object"
         total = 0
         for image_id, image in coco.imgs.items():
@@ -288,7 +289,9 @@ class TestYolo:
         assert data["names"] == {0: "object"} and (data["train"], data["val"]) == ("images", "images")
         kept = [name for name in NAMES if name != NAMES[FAILED]]
         labels = [f"labels/{name.rsplit('.', 1)[0]}.txt" for name in kept]
-        assert files(tmp_path / "yolo") == sorted([*labels, *(f"images/{n}" for n in kept), "data.yaml", "_meta/export.json"])
+        assert files(tmp_path / "yolo") == sorted(
+            [*labels, *(f"images/{n}" for n in kept), "data.yaml", "_meta/export.json"]
+        )
         for name in kept:
             lines = (tmp_path / "yolo" / "labels" / name).with_suffix(".txt").read_text().splitlines()
             assert len(lines) == len(scene_masks(seed_of(name)))
@@ -376,6 +379,14 @@ class TestLabelMaps:
                 visible = ids == segment["id"]
                 assert segment["area"] == visible.sum()
                 assert segment["bbox"] == list(rle.encode(visible[None])[0].bbox)
+
+    def test_panoptic_colours_hold_numbers_above_255(self, tmp_path: Path) -> None:
+        masks = [np.arange(72 * 96).reshape(SIZE_HW) == 7 * number for number in range(300)]
+        work_list = build_work_list([draw_pictures(tmp_path / "frames", ["0.png"])])
+        run = put_run(tmp_path / "run", work_list, lambda number, image: image_row(image, masks))
+        export(run, tmp_path / "panoptic", "panoptic")
+        rgb = np.asarray(Image.open(tmp_path / "panoptic" / "panoptic" / "0.png")).astype(int)
+        assert [(rgb @ [1, 256, 256**2])[mask].tolist() for mask in masks] == [[n] for n in range(1, 301)]
 
     def test_a_wholly_hidden_mask_is_no_segment(self, tmp_path: Path) -> None:
         mask = np.ones(SIZE_HW, bool)

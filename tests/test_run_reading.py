@@ -115,7 +115,7 @@ class TestMeasures:
             assert runs.lengths[runs.bounds[place] : runs.bounds[place + 1]].tolist() == mask.runs().tolist()
 
     @pytest.mark.parametrize(
-        "counts", ["", None, "5O", "Q", "!!", "0\x7f", "zz", "ooooooooo0", "01O", "4", "é1"], ids=repr
+        "counts", ["", None, "5O", "Q", "!!", "0\x7f", "zz", "ooooooooo0", "p6", "01O", "4", "é1"], ids=repr
     )
     def test_malformed_masks_are_told_from_their_neighbours(self, counts: str | None) -> None:
         good = rle.encode(np.ones((1, 2, 3), bool))[0].to_coco()

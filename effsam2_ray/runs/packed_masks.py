@@ -108,7 +108,6 @@ def union_areas(measures: MaskMeasures, mask_bounds: np.ndarray) -> np.ndarray:
         return covered
     # With both ends sorted, nothing is open between ends[i] and starts[i + 1] where the start is the larger.
     gaps = np.maximum(starts[1:] - ends[:-1], 0)
-    gaps[bounds[filled[1:]] - 1] = 0  # between pictures
     before = np.concatenate(([0], np.cumsum(gaps)))  # (K,)
     first, last = bounds[filled], bounds[filled + 1] - 1
     covered[filled] = ends[last] - starts[first] - (before[last] - before[first])

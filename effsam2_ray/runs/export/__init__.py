@@ -9,8 +9,8 @@
 `hf`            Parquet with pictures and masks for Hugging Face `datasets`, a file a unit
 ==============  ========================================================================================
 
-Rows without masks to hand over (failed images, malformed masks) are skipped and counted; `_meta/export.json`, written last,
-says how many and which.
+Rows without masks to hand over (failed images, malformed masks) are skipped and counted; `_meta/export.json`, the last
+file, says how many and which.
 """
 
 from __future__ import annotations
