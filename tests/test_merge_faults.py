@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ from effsam2_ray.demo.scenes import draw_scene
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.masks import Mask
 from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline import attempts
 from effsam2_ray.pipeline import writer as writer_module
-from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
+from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog, attempt_log
 from effsam2_ray.pipeline.payload import ImageOutcome, PartTask, UnitCandidates, UnitTask, to_table
 from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
 from effsam2_ray.prompts import grid_prompts
@@ -91,8 +93,8 @@ def test_after_a_death_each_image_is_noted_before_it_is_touched(output, merge, s
     assert seen == [(1, 1), (2, 2), (3, 3)] and noted(output) is None
 
 
-@pytest.mark.parametrize(("verdict", "attempts"), [("crashed", 1 + MAX_DEATHS), ("timeout", 2)])
-def test_a_convicted_image_is_a_row_and_costs_no_other(output, merge, verdict, attempts):
+@pytest.mark.parametrize(("verdict", "tries"), [("crashed", 1 + MAX_DEATHS), ("timeout", 2)])
+def test_a_convicted_image_is_a_row_and_costs_no_other(output, merge, verdict, tries):
     attempt = log(output).begin("u.merge")
     attempt.alone, attempt.current_uid = True, 2
     if verdict == "timeout":
@@ -104,7 +106,7 @@ def test_a_convicted_image_is_a_row_and_costs_no_other(output, merge, verdict, a
     assert statuses(output) == [(1, "ok", 1), (2, verdict, 0), (3, "ok", 1)]
     [failure] = summary["failures"]
     assert (failure["image_uid"], failure["step"], failure["status"]) == (2, "merge", verdict)
-    assert failure["attempts"] == (attempts if verdict == "crashed" else 1 + 1)
+    assert failure["attempts"] == tries
 
 
 def test_a_death_of_the_segmenter_is_no_death_of_the_writer(output, merge, seen):
@@ -118,6 +120,25 @@ def test_only_what_is_taken_up_again_is_merged(output, merge, seen):
     seen.clear()
     merge(frozenset({2}))
     assert seen == [(2, None)] and statuses(output) == [(1, "ok", 1), (2, "ok", 1), (3, "ok", 1)]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "from_outside"),
+    [
+        ({"node": "here", "job": "now"}, False),
+        ({"node": "there", "job": "now"}, False),
+        ({"node": "gone", "job": "now"}, True),
+        ({"node": "here", "job": "before"}, True),
+    ],
+)
+def test_an_attempt_that_ended_with_its_node_or_job_was_taken_down(output, monkeypatch, earlier, from_outside):
+    alive = {"here": True, "there": True, "gone": False}
+    nodes = [{"NodeID": name, "Alive": is_alive} for name, is_alive in alive.items()]
+    monkeypatch.setattr(attempts.ray, "nodes", lambda: nodes)
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(attempts.ray, "get_runtime_context", lambda: context)
+    AttemptLog(output, earlier, lambda place: False).begin("u")
+    assert attempt_log(output, "now").begin("u").alone is not from_outside
 
 
 @pytest.mark.soak

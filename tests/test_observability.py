@@ -62,8 +62,16 @@ def worker_class() -> type:
                     time.sleep(30)
 
         def write(self) -> None:
-            self._writer.count({"ok": 2, "corrupt": 1, "oom": 0}, 9, [{"encode_s": 0.02, "merge_s": None}, None])
-            self._writer.count({"ok": 1}, 0, [{"encode_s": 0.2}])
+            step_s = {"encode_s": 0.02, "merge_s": None}
+            rows = [
+                {"status": "ok", "masks": [{}] * 4, "step_s": step_s},
+                {"status": "ok", "masks": [{}] * 5, "step_s": {"encode_s": 0.2}},
+                {"status": "corrupt", "masks": []},
+            ]
+            self._writer.count(rows)
+            self._writer.count([{"status": "ok", "masks": [], "step_s": None}])
+            other = WriterMetrics("high_quality")  # a run of the same job
+            other.count(rows[:1])
 
     return Worker
 
@@ -115,7 +123,8 @@ def test_a_nodes_endpoint_shows_them(one_node: str):
     assert found['ray_effsam2_step_seconds_count{preset="low_latency",step="encode_s"}'] == 2
     assert found['ray_effsam2_step_seconds_sum{preset="low_latency",step="encode_s"}'] == pytest.approx(0.22)
     assert found['ray_effsam2_step_seconds_bucket{le="0.03",preset="low_latency",step="encode_s"}'] == 1
-    assert not [name for name in found if "oom" in name or "merge_s" in name]
+    assert found['ray_effsam2_masks_total{preset="high_quality"}'] == 4
+    assert not [name for name in found if "merge_s" in name]
     deadline = time.monotonic() + 60
     while not (found := read_metrics(one_node))["ray_effsam2_images_in_flight{}"]:
         assert time.monotonic() < deadline

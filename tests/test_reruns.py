@@ -119,11 +119,7 @@ def test_outputs_with_other_work_lists_do_not_go_together(two_cpus, together, pi
     shutil.copytree(root / "grid", tmp_path / "grid")
     other = tmp_path / "pictures"
     shutil.copytree(pictures, other)
-    run = LabelJob(
-        (str(other),), str(tmp_path / "hq"), CONFIGS["high_quality"], options=RunOptions(keep_candidates=True)
-    )
-    label(run, quiet)
-    shutil.copy(tmp_path / "hq/_meta/work_list.parquet", tmp_path / "grid/_meta/work_list.parquet")
+    (tmp_path / "grid/_meta/work_list.parquet").write_bytes(build_work_list([str(other)]).to_bytes())
     jobs = [
         job(pictures, tmp_path / "grid", CONFIGS["grid"]),
         job(pictures, root / "high_quality", CONFIGS["high_quality"]),

@@ -24,6 +24,7 @@ from effsam2_ray.errors import ConfigError, OutputError, StoppedError, TooManyFa
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.masks import Mask
 from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline.attempts import AttemptLog
 from effsam2_ray.pipeline.cluster import divide
 from effsam2_ray.pipeline.graph import stage_error
 from effsam2_ray.pipeline.options import RunOptions
@@ -118,10 +119,12 @@ def outcome(uid: int, *sizes: tuple[int, int]) -> ImageOutcome:
     return ImageOutcome(record, ImageCandidates((8, 8), grid_prompts(1, (8, 8)), None, tuple(masks), {}))
 
 
-def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path):
+def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path, monkeypatch):
+    log = AttemptLog(OutputFolder(str(tmp_path)), {"node": "n", "job": "j"}, lambda place: False)
+    monkeypatch.setattr("effsam2_ray.pipeline.writer.attempt_log", lambda output, run_id: log)
     output = OutputFolder(str(tmp_path))
     schema = run_schema({}, keep_candidates=False)
-    writer = MergeWriter([WriterSpec(output, schema, Config(), "demo", False)])
+    writer = MergeWriter([WriterSpec(output, schema, Config(), "demo", False)], None, "j")
     # Masks of two sizes in one picture break the contract of merging.
     outcomes = [outcome(1, (8, 8)), outcome(2, (8, 8), (4, 16)), outcome(3, (8, 8))]
     table = next(writer(to_table(UnitCandidates(UnitTask(0, "u"), {0: outcomes}))))

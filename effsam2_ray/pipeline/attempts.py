@@ -1,22 +1,29 @@
-"""Who is to blame when labelling a unit kills or hangs its process.
+"""Who is to blame when labelling or merging a unit kills or hangs its process.
 
-While a unit is being labelled, `_meta/attempts/<unit>.json` says so. A segmenter that finds such a record knows that an
-earlier attempt did not end. Where that attempt's node and job are still alive, its process died; the unit is then
-redone image by image, each image noted before it is touched. An image that was alone when its process died
-`MAX_DEATHS` times is `crashed`; one that was alone when it overran its time is `timeout`. A lost node convicts nobody.
+While a unit is being labelled, `_meta/attempts/<unit>.json` says so, and `<unit>.merge.json` while it is being merged.
+An actor that finds such a record knows that an earlier attempt did not end. Where that attempt's node and job are still
+alive, its process died; the unit is then redone image by image, each image noted before it is touched. An image that
+was alone when its process died `MAX_DEATHS` times is `crashed`; one that was alone when it overran its time is
+`timeout`. A lost node convicts nobody.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import ray
+
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.storage import delete, exists, put_bytes, read_bytes
 
 MAX_DEATHS = 3
+
+VERDICTS = {"crashed": f"its process died {MAX_DEATHS} times", "timeout": "one step took longer than the limit"}
+"""What an image may be convicted of, in words."""
 
 
 @dataclass
@@ -24,10 +31,10 @@ class Attempt:
     """One unit's record, changed and stored as labelling goes on.
 
     Attributes:
-        unit_id: the unit.
-        place: node and job that labels it now.
-        alone: whether images are labelled one by one.
-        current_uid: the image being labelled alone, None between images.
+        unit_id: the unit, or `<unit>.merge`.
+        place: node and job that works on it now.
+        alone: whether images are taken one by one.
+        current_uid: the image that is at work alone, None between images.
         deaths: image_uid as text -> times that its process died while it was alone.
         verdicts: image_uid as text -> `crashed` or `timeout`.
     """
@@ -42,6 +49,17 @@ class Attempt:
     def verdict(self, image_uid: int) -> str | None:
         """Return `crashed`, `timeout`, or None for an image that has not been convicted."""
         return self.verdicts.get(str(image_uid))
+
+    def tries(self, image_uid: int) -> int:
+        """Return how often an image that was convicted has been tried; the first time it was not alone."""
+        return 1 + self.deaths.get(str(image_uid), 1)
+
+    def convict_current(self) -> bool:
+        """Note that the image at work alone overran its time; False where none is."""
+        if self.current_uid is None:
+            return False
+        self.verdicts[str(self.current_uid)] = "timeout"
+        return True
 
 
 class AttemptLog:
@@ -94,3 +112,16 @@ class AttemptLog:
 
     def _uri(self, unit_id: str) -> str:
         return self._output.meta_uri(f"attempts/{unit_id}.json")
+
+
+def attempt_log(output: OutputFolder, run_id: str) -> AttemptLog:
+    """Return the records as this actor keeps them, in the call of the job that is named `run_id`."""
+    place = {"node": ray.get_runtime_context().get_node_id(), "job": run_id}
+    return AttemptLog(output, place, functools.partial(_taken_down, place))
+
+
+def _taken_down(here: dict[str, str], earlier: dict[str, str]) -> bool:
+    """Whether an earlier attempt's process was ended from outside: with its job, or with its node."""
+    if earlier["job"] != here["job"]:
+        return True
+    return earlier["node"] not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +34,21 @@ UNITS_IN_FLIGHT = 3
 NO_PROGRESS_LIMIT_S = -1  # off: waiting for capacity is no failure
 
 
+@dataclass(frozen=True)
+class Stages:
+    """What the stages run.
+
+    Attributes:
+        read: a function with the arguments of `read_units`.
+        segment: a class that is made and called as `Segmenter` is.
+        write: a class that is made and called as `MergeWriter` is.
+    """
+
+    read: Callable[..., pa.Table]
+    segment: type
+    write: type
+
+
 def run_graph(
     tasks: Sequence[UnitTask],
     work_list: WorkList,
@@ -42,6 +58,7 @@ def run_graph(
     storage_options: StorageOptions,
     *,
     check_changed: bool,
+    stages: Stages | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """Yield the summary of each unit and run once its part is written, in no particular order.
 
@@ -53,24 +70,26 @@ def run_graph(
         writers: settings of each run.
         storage_options: passed to fsspec.
         check_changed: see `effsam2_ray.inputs.reader.read_unit`.
+        stages: what runs in place of the real stages; for simulations.
 
     Raises:
         StoppedError: a stage failed for good, as when the output cannot be written any more.
         ConfigError, WeightsError: a worker cannot start with these settings or weights.
     """
     _quiet()
+    stages = stages or Stages(read_units, Segmenter, MergeWriter)
     restarts = {"max_restarts": -1, "max_task_retries": MAX_UNIT_TRIES}
     summaries = (
         ray.data.from_arrow([to_table(task) for task in tasks])
         .map_batches(
-            read_units,
+            stages.read,
             fn_args=(ray.put(work_list.to_bytes()), storage_options, check_changed),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=READER_CPUS,
         )
         .map_batches(
-            Segmenter,
+            stages.segment,
             fn_constructor_args=(segmenter,),
             batch_size=1,
             batch_format="pyarrow",
@@ -85,8 +104,8 @@ def run_graph(
             **restarts,
         )
         .map_batches(
-            MergeWriter,
-            fn_constructor_args=(writers,),
+            stages.write,
+            fn_constructor_args=(writers, segmenter.image_timeout_s, segmenter.run_id),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=WRITER_CPUS,

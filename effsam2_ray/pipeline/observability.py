@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter as Counts
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -44,26 +46,21 @@ class WriterMetrics:
             tag_keys=("preset", "step"),
         )
 
-    def count(
-        self, statuses: Mapping[str, int], num_masks: int, steps: Iterable[Mapping[str, float | None] | None]
-    ) -> None:
-        """Count one written part.
-
-        Args:
-            statuses: rows by status.
-            num_masks: final masks of all of them.
-            steps: the `step_s` column.
-        """
+    def count(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count rows that were written; their `status`, `masks` and `step_s` are looked at."""
+        statuses: Counts[str] = Counts()
+        num_masks = 0
         tags = {"preset": self._preset}
-        for status, number in statuses.items():
-            if number:
-                self._images.inc(number, {**tags, "status": status})
-        if num_masks:  # Ray refuses to count nothing
-            self._masks.inc(num_masks, tags)
-        for step_s in steps:
-            for step, seconds in (step_s or {}).items():
+        for row in rows:
+            statuses[row["status"]] += 1
+            num_masks += len(row["masks"])
+            for step, seconds in (row.get("step_s") or {}).items():
                 if seconds is not None:
                     self._steps.observe(seconds, {**tags, "step": step})
+        for status, number in statuses.items():
+            self._images.inc(number, {**tags, "status": status})
+        if num_masks:  # Ray refuses to count nothing
+            self._masks.inc(num_masks, tags)
 
 
 class SegmenterMetrics:

@@ -67,6 +67,8 @@ class Progress:
         return ", ".join(f"{n} {status}" for status, n in self.statuses.most_common() if status != "ok")
 
     def _report(self) -> None:
+        if self._bar is None and self._waiting_for():
+            print(self.line(), flush=True)
         while not self._stop.wait(LOG_INTERVAL_S):
             if self._bar is None:
                 print(self.line(), flush=True)

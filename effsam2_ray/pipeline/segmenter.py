@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from effsam2_ray.attention import CapturedHead
@@ -32,7 +30,7 @@ from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts, heads_of,
 from effsam2_ray.model.interface import EncodedImage
 from effsam2_ray.model.weights import load_model
 from effsam2_ray.output import OutputFolder
-from effsam2_ray.pipeline.attempts import MAX_DEATHS, Attempt, AttemptLog
+from effsam2_ray.pipeline.attempts import VERDICTS, Attempt, attempt_log
 from effsam2_ray.pipeline.cluster_actor import ClusterPool
 from effsam2_ray.pipeline.observability import SegmenterMetrics
 from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitImages, from_table, to_table
@@ -110,9 +108,7 @@ class Segmenter:
         self._window = asyncio.Semaphore(self._batches)
         self._alone = asyncio.Lock()
         self._current: Attempt | None = None
-        context = ray.get_runtime_context()
-        place = {"node": context.get_node_id(), "job": spec.run_id}
-        self._log = AttemptLog(spec.output, place, functools.partial(_taken_down, place))
+        self._log = attempt_log(spec.output, spec.run_id)
         self._watchdog = Watchdog(self._convict)
         self._metrics = SegmenterMetrics()
 
@@ -298,8 +294,7 @@ class Segmenter:
         return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
     def _convict(self) -> None:
-        if self._current is not None and self._current.current_uid is not None:
-            self._current.verdicts[str(self._current.current_uid)] = "timeout"
+        if self._current is not None and self._current.convict_current():
             self._log.store(self._current)
 
 
@@ -328,13 +323,6 @@ def _decode(data: bytes) -> _Picture:
     return _Picture(decode_image(data), time.perf_counter() - start)
 
 
-def _taken_down(here: dict[str, str], earlier: dict[str, str]) -> bool:
-    """Whether an earlier attempt's process was ended from outside: with its job, or with its node."""
-    if earlier["job"] != here["job"]:
-        return True
-    return earlier["node"] not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
 def _known(record: ImageRecord, attempt: Attempt) -> ImageOutcome | None:
     """Return the outcome of an image that could not be read or was convicted before, else None."""
     if record.status != "ok":
@@ -342,11 +330,8 @@ def _known(record: ImageRecord, attempt: Attempt) -> ImageOutcome | None:
     verdict = attempt.verdict(record.image_uid)
     if verdict is None:
         return None
-    text = {"crashed": f"its process died {MAX_DEATHS} times", "timeout": "one step took longer than the limit"}[
-        verdict
-    ]
-    outcome = _failed(record, verdict, text, "segment")
-    return dataclasses.replace(outcome, attempts=1 + attempt.deaths.get(str(record.image_uid), 1))
+    outcome = _failed(record, verdict, VERDICTS[verdict], "segment")
+    return dataclasses.replace(outcome, attempts=attempt.tries(record.image_uid))
 
 
 def _failed(record: ImageRecord, status: str, error: str, step: str) -> ImageOutcome:

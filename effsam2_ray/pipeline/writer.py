@@ -1,4 +1,7 @@
-"""The last stage: merge and filter a unit's candidates, write its part, tell the driver what came out."""
+"""The last stage: merge and filter a unit's candidates, write its part, tell the driver what came out.
+
+An image whose merging kills or hangs its process is found as in the segmenter; see `attempts`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ import pyarrow as pa
 
 from effsam2_ray.config import Config
 from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline.attempts import VERDICTS, Attempt, AttemptLog, attempt_log
+from effsam2_ray.pipeline.observability import WriterMetrics
 from effsam2_ray.pipeline.payload import ImageOutcome, PartTask, UnitCandidates, from_table
+from effsam2_ray.pipeline.watchdog import Watchdog
 from effsam2_ray.postprocess import finish
 from effsam2_ray.results import LabelledImage
 from effsam2_ray.schema import build_table, result_columns
@@ -43,34 +49,80 @@ class WriterSpec:
 
 
 class MergeWriter:
-    """Callable for Ray Data: a row with a unit's candidates in, a row with its summary out."""
+    """Callable for Ray Data: a row with a unit's candidates in, a row with its summary out.
 
-    def __init__(self, specs: Sequence[WriterSpec]):
+    Args:
+        specs: the runs of the job.
+        image_timeout_s: seconds that merging one image may take, or None.
+        run_id: names this call of the job among all that ever wrote to the outputs.
+    """
+
+    def __init__(self, specs: Sequence[WriterSpec], image_timeout_s: float | None, run_id: str):
         self._specs = specs
+        self._image_timeout_s = image_timeout_s
+        self._logs = [attempt_log(spec.output, run_id) for spec in specs]
+        self._metrics = [WriterMetrics(spec.config.preset) for spec in specs]
+        self._current: tuple[AttemptLog, Attempt] | None = None
+        self._watchdog = Watchdog(self._convict)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Write the parts of the units in a table's rows, one for each run."""
         for unit in from_table(table, UnitCandidates):
             for part in unit.task.parts:
-                summary = _write(self._specs[part.run], unit.task.unit_id, part, unit.outcomes[part.run])
+                # An image may be there because another run wants it.
+                wanted = [
+                    outcome
+                    for outcome in unit.outcomes[part.run]
+                    if part.only is None or outcome.record.image_uid in part.only
+                ]
+                merged = self._merge(part.run, unit.task.unit_id, wanted)
+                summary = _write(self._specs[part.run], unit.task.unit_id, part, merged)
+                self._metrics[part.run].count(row for _, row in merged)
                 yield pa.table({"summary": [json.dumps({**summary, "run": part.run})]})
 
+    def _merge(
+        self, run: int, unit_id: str, outcomes: Sequence[ImageOutcome]
+    ) -> list[tuple[ImageOutcome, dict[str, Any]]]:
+        """Return each outcome with its row. After a death, an image is noted before it is touched."""
+        log = self._logs[run]
+        attempt = log.begin(f"{unit_id}.merge")
+        self._current = log, attempt
+        merged = []
+        for outcome in (_convicted(outcome, attempt) for outcome in outcomes):
+            if attempt.alone and outcome.candidates is not None:
+                attempt.current_uid = outcome.record.image_uid
+                log.store(attempt)
+            with self._watchdog.watch(self._image_timeout_s):
+                merged.append(_checked(self._specs[run], outcome))
+        self._current = None
+        log.end(attempt)
+        return merged
 
-def _write(spec: WriterSpec, unit_id: str, part: PartTask, outcomes: Sequence[ImageOutcome]) -> dict[str, Any]:
-    rows, failures = [], []
-    for outcome in outcomes:
-        if part.only is not None and outcome.record.image_uid not in part.only:  # wanted by another run
-            continue
-        checked, row = _checked(spec, outcome)
-        rows.append(row)
-        if checked.status != "ok":
-            failures.append(_failure(unit_id, checked))
-    table = build_table(rows, spec.schema)
+    def _convict(self) -> None:
+        if self._current is not None:
+            log, attempt = self._current
+            if attempt.convict_current():
+                log.store(attempt)
+
+
+def _write(
+    spec: WriterSpec, unit_id: str, part: PartTask, merged: Sequence[tuple[ImageOutcome, dict[str, Any]]]
+) -> dict[str, Any]:
+    failures = [_failure(unit_id, outcome) for outcome, _ in merged if outcome.status != "ok"]
+    table = build_table([row for _, row in merged], spec.schema)
     if part.only is not None:
         table = _with_earlier(spec, unit_id, table)
     summary = summarize(unit_id, table, failures)
     size_bytes = spec.output.put_part(unit_id, table, summary)
     return {**summary, "part_bytes": size_bytes}
+
+
+def _convicted(outcome: ImageOutcome, attempt: Attempt) -> ImageOutcome:
+    """Return a failed outcome in the place of one whose merging was found to kill or hang its process."""
+    uid = outcome.record.image_uid
+    if (verdict := attempt.verdict(uid)) is None:
+        return outcome
+    return ImageOutcome(outcome.record, None, verdict, VERDICTS[verdict], "merge", attempt.tries(uid))
 
 
 def _checked(spec: WriterSpec, outcome: ImageOutcome) -> tuple[ImageOutcome, dict[str, Any]]:
