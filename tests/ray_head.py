@@ -54,10 +54,11 @@ def ray_head(
         command += ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}"]
     else:
         command += ["--include-dashboard=false"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # "python" of a job is this one
     with (folder / "start.log").open("w") as log:
         process = psutil.Popen(
             command,
-            env={**os.environ, "RAY_AUTH_MODE": "disabled", **(env or {})},
+            env={**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled", **(env or {})},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -308,7 +308,6 @@ def test_nothing_names_an_account():
 def test_the_readme_tells_every_placeholder():
     readme = (INFRA / "README.md").read_text()
     for path in [*CLUSTERS, *MANIFESTS, *POLICIES]:
-        for placeholder in re.findall(r"(?:[a-z]+-)?REPLACE[-_]ME[-_A-Z]*[A-Z]", path.read_text()):
-            assert f"`{placeholder.replace('-ME-', '_ME_').replace('REPLACE-', 'REPLACE_')}`" in readme or (
-                f"`{placeholder}`" in readme
-            ), f"{placeholder} of {path.name}"
+        for placeholder in re.findall(r"(?:ami-)?REPLACE[-_]ME(?:[-_][A-Z]+)*", path.read_text()):
+            name = placeholder if placeholder.startswith("ami") else placeholder.replace("-", "_")
+            assert name == "REPLACE_ME" or f"`{name}`" in readme, f"{name} of {path.name}"

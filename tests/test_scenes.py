@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import label as connected_pieces
 
 from effsam2_ray.demo.materials import noise_fields, paint, random_material
 from effsam2_ray.demo.scene_pool import ScenePool, augment, choose_prompts, interior_point
-from effsam2_ray.demo.scenes import draw_scene, held_out_seed, training_seed
+from effsam2_ray.demo.scenes import _Canvas, draw_scene, held_out_seed, training_seed
 from effsam2_ray.demo.shapes import KINDS, Outline, random_outline, rasterize
 
 
@@ -44,7 +45,29 @@ def test_scenes_hold_many_objects_of_many_sizes():
         areas = np.bincount(label_map.ravel())[1:] / label_map.size
         shares += list(areas[areas > 0])
     assert len(shares) > 100
-    assert min(shares) < 0.002 and max(shares) > 0.1
+    assert min(shares) < 0.003 and max(shares) > 0.1
+
+
+def test_hardly_any_object_is_cut_into_pieces_far_apart():
+    """Only backgrounds, which are laid in pieces, and scraps are."""
+    main_shares = []
+    for index in range(20):
+        label_map = draw_scene(held_out_seed(index), 128).label_map
+        for value in np.unique(label_map)[1:]:
+            pieces = np.bincount(connected_pieces(label_map == value)[0].ravel())[1:]
+            if pieces.sum() >= 0.005 * label_map.size:
+                main_shares.append(pieces.max() / pieces.sum())
+    assert np.mean(np.array(main_shares) > 0.85) > 0.97
+
+
+def test_an_object_that_would_cut_another_is_refused_and_one_that_covers_its_side_is_not():
+    canvas = _Canvas.blank(np.random.default_rng(0), (32, 32))
+    canvas.label_map[10:20, 2:30] = 1
+    bar = np.ones((20, 4), np.float32)
+    assert not canvas._leaves_others_whole(5, 14, bar)  # through the middle
+    assert canvas._leaves_others_whole(5, 2, bar)  # over the left end
+    assert canvas._leaves_others_whole(22, 14, bar[:8])  # over the background only
+    assert not canvas._leaves_others_whole(10, 2, np.ones((10, 20), np.float32))  # leaves less than 40 %
 
 
 def test_labels_follow_what_is_visible():

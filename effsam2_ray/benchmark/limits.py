@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +47,8 @@ def _product_flops(device: torch.device, dtype: torch.dtype, side: int, rounds: 
     return 2 * side**3 / _fastest(lambda: a @ b, device, rounds)
 
 
-def _fastest(function: object, device: torch.device, rounds: int) -> float:
+def _fastest(function: Callable[[], object], device: torch.device, rounds: int) -> float:
     """Return the lower quartile of the seconds: a limit is what is reached undisturbed."""
-    assert callable(function)
     function()
-    taken = interleave({"": lambda: (function(), None)[1]}, rounds, device=str(device))
+    taken = interleave({"": function}, rounds, device=str(device))
     return Spread.of(taken[""]).low

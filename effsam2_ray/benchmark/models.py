@@ -22,7 +22,7 @@ from effsam2_ray.model.weights import DEMO_CONFIG, load_model, read_state_dict, 
 
 # Spread of attention logits in trained heads: near 0, a patch looks everywhere alike; far above, at itself alone.
 ATTENTION_LOGIT_STD = 2.5
-# SAM 2's own cut-offs leave next to nothing of the demo weights' masks; these leave about as much as SAM 2's of its own.
+# SAM 2's own cut-offs leave next to nothing of the demo weights' masks; these leave about as many as theirs of SAM 2's.
 DEMO_THRESHOLDS = ("decode.pred_iou_thresh=0.5", "decode.stability_score_thresh=0.8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -251,11 +252,10 @@ def _encoding(labeller: Labeller, pictures: Sequence[Picture], rounds: int) -> t
     model, head = labeller.model, labeller.heads[0]
     encode_s, capture_s = [], []
     for picture in pictures:
-        array = picture.array
         functions: dict[str, Callable[[], Any]] = {
-            "resize": lambda array=array: (square(array, model.info.image_size, model.device), None)[1],
-            "plain": lambda array=array: (model.encode([array], []), None)[1],
-            "capture": lambda array=array: (model.encode([array], [head]), None)[1],
+            "resize": partial(square, picture.array, model.info.image_size, model.device),
+            "plain": partial(model.encode, [picture.array], []),
+            "capture": partial(model.encode, [picture.array], [head]),
         }
         taken = interleave(functions, rounds, device=str(model.device))
         encode_s += [plain - resize for plain, resize in zip(taken["plain"], taken["resize"], strict=True)]

@@ -68,7 +68,7 @@ def interleave(
     """Run functions in turns and return the seconds of each call.
 
     Args:
-        functions: what to time, warm already. A function that returns a float gives its own seconds instead.
+        functions: what to time, warm already; what they return is dropped.
         rounds: how often each is called.
         limit_s: no round after the first begins later than this many seconds after the start.
         device: where the work is done.
@@ -81,8 +81,8 @@ def interleave(
             break
         for name, function in functions.items():
             start = clock(where)
-            own = function()
-            taken[name].append(own if isinstance(own, float) else clock(where) - start)
+            function()
+            taken[name].append(clock(where) - start)
     return taken
 
 

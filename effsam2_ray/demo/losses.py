@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 EPS = 1e-6
+# Masks have stride 4, patches 16.
+CELLS_A_PATCH = 4
 
 
 def region_shares(label_maps: torch.Tensor, stride: int, num_labels: int) -> torch.Tensor:
@@ -28,19 +30,33 @@ def region_shares(label_maps: torch.Tensor, stride: int, num_labels: int) -> tor
     return counts.permute(0, 3, 1, 2) / (stride * stride)
 
 
-def mask_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return 2 x binary cross-entropy + dice of each mask, (P, M).
+def mask_losses(logits: torch.Tensor, targets: torch.Tensor, *, balanced: bool = False) -> torch.Tensor:
+    """Return 2 x binary cross-entropy + dice + binary cross-entropy along the border, of each mask, (P, M).
+
+    The border is every patch that shows the object and something else. Without its own term hardly anything asks for
+    more than whole patches, and masks stay in steps of 16 pixels.
 
     Args:
-        logits: (P, M, h, w).
+        logits: (P, M, h, w); h and w are multiples of `CELLS_A_PATCH`.
         targets: (P, h, w), shares in [0, 1].
+        balanced: object and rest weigh the same in the cross-entropy, instead of every pixel.
     """
     soft = targets[:, None].expand_as(logits)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean(dim=(2, 3))
+    entropies = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+    if balanced:
+        inside = (entropies * soft).sum(dim=(2, 3)) / soft.sum(dim=(2, 3)).clamp(min=1)
+        outside = (entropies * (1 - soft)).sum(dim=(2, 3)) / (1 - soft).sum(dim=(2, 3)).clamp(min=1)
+        cross_entropy = 0.5 * (inside + outside)
+    else:
+        cross_entropy = entropies.mean(dim=(2, 3))
+    patches = F.avg_pool2d(targets[:, None], CELLS_A_PATCH)
+    mixed = ((patches > 0) & (patches < 1)).float()
+    border = mixed.repeat_interleave(CELLS_A_PATCH, 2).repeat_interleave(CELLS_A_PATCH, 3)
+    border_entropy = (entropies * border).sum(dim=(2, 3)) / border.sum(dim=(2, 3)).clamp(min=1)
     probabilities = logits.sigmoid()
     overlap = (probabilities * soft).sum(dim=(2, 3))
     total = probabilities.sum(dim=(2, 3)) + soft.sum(dim=(2, 3))
-    return 2 * cross_entropy + 1 - (2 * overlap + 1) / (total + 1)
+    return 2 * cross_entropy + border_entropy + 1 - (2 * overlap + 1) / (total + 1)
 
 
 def mask_ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -49,6 +65,19 @@ def mask_ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         predicted, true = logits > 0, targets[:, None] > 0.5
         union = (predicted | true).sum(dim=(2, 3))
         return (predicted & true).sum(dim=(2, 3)) / union.clamp(min=1)
+
+
+def full_size_ious(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Return the IoU of each mask, enlarged and thresholded, with the true one, (P, M), no gradient.
+
+    Args:
+        logits: (P, M, h, w).
+        masks: (P, H, W) bool.
+    """
+    with torch.no_grad():
+        predicted = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False) > 0
+        true = masks[:, None]
+        return (predicted & true).sum(dim=(2, 3)) / (predicted | true).sum(dim=(2, 3)).clamp(min=1)
 
 
 def point_to_image_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -62,15 +62,15 @@ def noise_fields(rng: np.random.Generator, size: tuple[int, int], num_fields: in
 def random_material(rng: np.random.Generator, num_fields: int, size: tuple[int, int]) -> Material:
     """Draw a material with colours that are mostly dull, as in photographs."""
     base = _random_color(rng)
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         second = _random_color(rng)
     else:
-        second = _shifted(base, rng, rng.uniform(0.05, 0.35))
+        second = _shifted(base, rng, rng.uniform(0.05, 0.3))
     return Material(
         base=base,
         second=second,
         pattern=PATTERNS[rng.integers(len(PATTERNS))],
-        frequency=float(np.exp(rng.uniform(np.log(3), np.log(45)))),
+        frequency=float(np.exp(rng.uniform(np.log(8), np.log(45)))),
         angle=float(rng.uniform(0, np.pi)),
         warp=float(rng.choice([0.0, rng.uniform(0.0, 0.6)])),
         grain=float(rng.uniform(0.0, 0.08)),
@@ -101,6 +101,13 @@ def camouflaged(material: Material, rng: np.random.Generator, size: tuple[int, i
         offset=(int(rng.integers(size[0])), int(rng.integers(size[1]))),
         base=_shifted(material.base, rng, 0.05),
     )
+
+
+def color_distances(material: Material, colors: np.ndarray) -> np.ndarray:
+    """Return the Euclidean distance of a material's mean colour from each of the colours (N, 3), RGB in [0, 1]."""
+    base, second = np.asarray(material.base), np.asarray(material.second)
+    mean = base if material.pattern == "flat" else (base + second) / 2
+    return np.linalg.norm(mean - colors, axis=-1)
 
 
 def paint(material: Material, fields: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -140,7 +147,7 @@ def _pattern(material: Material, along: np.ndarray, across: np.ndarray, noise: n
     if material.pattern == "noise":
         return np.clip(0.5 + 0.3 * noise, 0, 1)
     if material.pattern == "blotches":
-        return np.clip(0.5 + 3.0 * noise, 0, 1)
+        return np.clip(0.5 + 1.5 * noise, 0, 1)
     if material.pattern == "gradient":
         low, high = float(along.min()), float(along.max())
         return (along - low) / max(high - low, 1e-6)

@@ -32,7 +32,8 @@ SUPERVISED_HEADS = 2
 
 SINGLE_MASK_WEIGHT = 0.2
 CROSS_ATTENTION_WEIGHT = 0.3
-ATTENTION_ROWS_WEIGHT = 0.3
+PREDICTED_IOU_WEIGHT = 3.0
+ATTENTION_ROWS_WEIGHT = 0.6
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,14 @@ def decode(
     return logits, predicted_iou
 
 
-def batch_loss(taught: Taught, batch: Batch, mean_mask_weight: float) -> tuple[torch.Tensor, dict[str, float]]:
+def batch_loss(taught: Taught, batch: Batch, *, early: bool = False) -> tuple[torch.Tensor, dict[str, float]]:
     """Run a batch and return the total loss with its parts.
 
     Args:
         taught: the model with its taps.
         batch: pictures and prompts.
-        mean_mask_weight: weight of the three masks' mean loss beside the best one's.
+        early: pull every mask to the target, so that none is left behind, and count object and rest the same, else
+            empty masks are the first thing learned, for hundreds of steps; later mostly the best mask counts.
 
     Returns:
         The loss, a scalar; and for the log the mean of each part, of the best mask's IoU (`best`) and of the
@@ -128,11 +130,12 @@ def batch_loss(taught: Taught, batch: Batch, mean_mask_weight: float) -> tuple[t
     patch_targets = patch_shares[rows, batch.target_labels].flatten(0, 1).flatten(1)  # (P, N)
     same = same_region(patch_shares)
 
-    losses, true_iou = mask_losses(logits, targets), mask_ious(logits, targets)
+    losses, true_iou = mask_losses(logits, targets, balanced=early), mask_ious(logits, targets)
+    mean_mask_weight = 0.5 if early else 0.1
     best = losses[:, 1:].min(dim=1).values.mean()
     parts = {
         "mask": best + mean_mask_weight * losses[:, 1:].mean() + SINGLE_MASK_WEIGHT * losses[:, 0].mean(),
-        "iou": F.mse_loss(predicted_iou, true_iou),
+        "iou": PREDICTED_IOU_WEIGHT * F.mse_loss(predicted_iou, true_iou),
         "affinity": affinity_loss(embedding.float(), same),
         "rows": ATTENTION_ROWS_WEIGHT
         * attention_rows_loss(taught.taps[taught.trunk_layer][:, :SUPERVISED_HEADS].float(), same),

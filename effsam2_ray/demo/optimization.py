@@ -11,7 +11,7 @@ import torch.distributed as dist
 from effsam2_ray.model.attention_taps import Attention
 from effsam2_ray.model.small_sam2 import SmallSAM2
 
-MUON_RATE = 2e-3
+MUON_RATE = 3e-3
 ADAMW_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 MAX_GRADIENT_NORM = 1.0

@@ -13,11 +13,13 @@ from scipy.ndimage import distance_transform_edt
 from effsam2_ray.demo.scenes import draw_scene, training_seed
 
 # An object that shows fewer pixels than this (of a 256 px picture; more in larger ones) is not asked for.
-MIN_VISIBLE_PIXELS = 12
+MIN_VISIBLE_PIXELS = 48
 # How often the prompt is the object's most interior pixel instead of any of its pixels.
-INTERIOR_SHARE = 0.4
+INTERIOR_SHARE = 0.6
 # The background is asked for as often as this times an object.
 BACKGROUND_WEIGHT = 0.4
+# So are objects under this share of the picture, which show too few pixels to teach much.
+SMALL_AREA_FRAC, SMALL_WEIGHT = 0.005, 0.4
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def choose_prompts(
     """
     pixels = np.bincount(label_map.ravel())
     enough = MIN_VISIBLE_PIXELS * (label_map.shape[0] / 256) ** 1.5
-    weights = np.where(pixels >= enough, 1.0, 0.0)
+    weights = np.where(pixels >= SMALL_AREA_FRAC * label_map.size, 1.0, SMALL_WEIGHT) * (pixels >= enough)
     weights[0] *= BACKGROUND_WEIGHT
     if weights[1:].sum() == 0:
         return None

@@ -12,9 +12,27 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
+from scipy.ndimage import label
 
-from effsam2_ray.demo.materials import Material, camouflaged, low_contrast, noise_fields, paint, random_material
+from effsam2_ray.demo.materials import (
+    Material,
+    camouflaged,
+    color_distances,
+    low_contrast,
+    noise_fields,
+    paint,
+    random_material,
+)
 from effsam2_ray.demo.shapes import Outline, random_outline, rasterize
+
+# Mean colours closer than this (Euclidean, RGB in [0, 1]) are for the objects that are hidden on purpose.
+MIN_COLOR_DISTANCE = 0.2
+# An object that stands out may still lie on this share of such pixels.
+MAX_ALIKE_SHARE = 0.1
+MAX_MATERIAL_DRAWS = 16
+# An object in front leaves this share of what shows of another, and cuts off at most that share of the rest.
+MIN_SHARE_LEFT, MAX_CUT_OFF = 0.4, 0.1
+MAX_PLACES = 5
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class _Item:
     outline: Outline
     center_xy: tuple[float, float]
     radius: float
-    material: Material
+    material: Material | None  # None: drawn when the object is placed, unlike what lies below it
     with_parts: bool
 
 
@@ -109,16 +127,42 @@ class _Canvas:
         self.num_labels = num_regions - 1
 
     def place(self, item: _Item) -> None:
-        """Draw one object, its shadow before it and its parts after it."""
-        top, left, coverage = rasterize(item.outline, item.center_xy, item.radius, self.size)
-        if coverage.size == 0 or not (coverage >= 0.5).any():
+        """Draw an object, its shadow before it and its parts after it; elsewhere, or not, if it spoils others."""
+        height, width = self.size
+        for _ in range(MAX_PLACES):
+            top, left, coverage = rasterize(item.outline, item.center_xy, item.radius, self.size)
+            if coverage.size and (coverage >= 0.5).any() and self._leaves_others_whole(top, left, coverage):
+                break
+            item = replace(item, center_xy=(self.rng.uniform(0, width), self.rng.uniform(0, height)))
+        else:
             return
+        if item.material is None:
+            item = replace(item, material=self._distinct_material(top, left, coverage))
         if self.rng.random() < 0.5:
             self._cast_shadow(top, left, coverage, item.radius)
         self._cover(top, left, coverage, item)
-        if item.with_parts:
-            for _ in range(int(self.rng.integers(1, 5))):
+        # Parts cut lines and rims into scraps: wholes are at least about a third of their circle.
+        if item.with_parts and coverage.sum() > item.radius**2:
+            for _ in range(int(self.rng.integers(1, 4))):
                 self._place_part(top, left, coverage, item)
+
+    def _leaves_others_whole(self, top: int, left: int, coverage: np.ndarray) -> bool:
+        """Tell whether every object below keeps most of what shows of it, in one piece but for scraps.
+
+        One click cannot ask for pieces far apart, and a sliver does not tell what it belongs to.
+        """
+        window = (slice(top, top + coverage.shape[0]), slice(left, left + coverage.shape[1]))
+        hidden = coverage >= 0.5
+        for value in np.unique(self.label_map[window][hidden]):
+            if value == 0:
+                continue
+            shown = self.label_map == value
+            before = shown.sum()
+            shown[window] &= ~hidden
+            pieces = np.bincount(label(shown)[0].ravel())[1:]
+            if pieces.sum() < MIN_SHARE_LEFT * before or pieces.max() < (1 - MAX_CUT_OFF) * pieces.sum():
+                return False
+        return True
 
     def _place_part(self, top: int, left: int, whole: np.ndarray, item: _Item) -> None:
         rows, cols = np.nonzero(whole >= 0.99)
@@ -130,16 +174,32 @@ class _Canvas:
             item,
             outline=random_outline(self.rng),
             center_xy=center,
-            radius=item.radius * self.rng.uniform(0.12, 0.4),
-            material=random_material(self.rng, len(self.fields), self.size),
+            radius=item.radius * self.rng.uniform(0.2, 0.45),
+            material=None,
         )
         part_top, part_left, coverage = rasterize(part.outline, center, part.radius, self.size)
         clip = np.zeros(self.size, np.float32)
         clip[top : top + whole.shape[0], left : left + whole.shape[1]] = whole
         coverage = coverage * clip[part_top : part_top + coverage.shape[0], part_left : part_left + coverage.shape[1]]
+        if not (coverage >= 0.5).any() or not self._leaves_others_whole(part_top, part_left, coverage):
+            return
+        part = replace(part, material=self._distinct_material(part_top, part_left, coverage))
         self._cover(part_top, part_left, coverage, part)
 
+    def _distinct_material(self, top: int, left: int, coverage: np.ndarray) -> Material:
+        """Draw a material that the eye tells from what is there; objects hidden by chance would teach nothing."""
+        height, width = coverage.shape
+        below = self.colors[top : top + height, left : left + width][coverage >= 0.5]
+        below = below[:: 1 + len(below) // 256]
+        for _ in range(MAX_MATERIAL_DRAWS):
+            material = random_material(self.rng, len(self.fields), self.size)
+            alike = color_distances(material, below) < MIN_COLOR_DISTANCE
+            if alike.sum() <= MAX_ALIKE_SHARE * len(below):
+                break
+        return material
+
     def _cover(self, top: int, left: int, coverage: np.ndarray, item: _Item) -> None:
+        assert item.material is not None
         height, width = coverage.shape
         window = (slice(top, top + height), slice(left, left + width))
         surface = paint(item.material, self.fields, top, left, height, width)
@@ -182,11 +242,12 @@ def _plan_objects(canvas: _Canvas) -> list[_Item]:
     rng, (height, width) = canvas.rng, canvas.size
     short = min(height, width)
     items = []
-    for _ in range(int(rng.integers(3, 13))):
-        radius = short * float(np.exp(rng.uniform(np.log(0.025), np.log(0.36))))
+    for _ in range(int(rng.integers(3, 11))):
+        smallest = 0.02 if rng.random() < 0.12 else 0.06
+        radius = short * float(np.exp(rng.uniform(np.log(smallest), np.log(0.36))))
         center = (rng.uniform(0, width), rng.uniform(0, height))
-        items.append(_Item(random_outline(rng), center, radius, _object_material(canvas), rng.random() < 0.3))
-    if rng.random() < 0.3:
+        items.append(_Item(random_outline(rng), center, radius, _object_material(canvas), rng.random() < 0.2))
+    if rng.random() < 0.15:
         items.extend(_crowd(canvas, short))
     items = [replace(item, with_parts=item.with_parts and item.radius > 0.08 * short) for item in items]
     return sorted(items, key=lambda item: -item.radius * np.exp(rng.normal(0, 0.35)))
@@ -195,9 +256,9 @@ def _plan_objects(canvas: _Canvas) -> list[_Item]:
 def _crowd(canvas: _Canvas, short: int) -> list[_Item]:
     """Scatter near copies of one object around a place."""
     rng, (height, width) = canvas.rng, canvas.size
-    radius = short * rng.uniform(0.03, 0.1)
+    radius = short * rng.uniform(0.04, 0.1)
     kind_rng_seed = int(rng.integers(2**31))
-    material = _object_material(canvas)
+    material = random_material(rng, len(canvas.fields), canvas.size)
     middle, spread = rng.uniform(0.2, 0.8, 2) * (width, height), short * rng.uniform(0.12, 0.35)
     items = []
     for _ in range(int(rng.integers(4, 13))):
@@ -209,15 +270,15 @@ def _crowd(canvas: _Canvas, short: int) -> list[_Item]:
     return items
 
 
-def _object_material(canvas: _Canvas) -> Material:
+def _object_material(canvas: _Canvas) -> Material | None:
     rng = canvas.rng
     behind = canvas.backdrop[rng.integers(len(canvas.backdrop))]
     draw = rng.random()
-    if draw < 0.1:
+    if draw < 0.05:
         return low_contrast(behind, rng, canvas.size)
-    if draw < 0.16:
+    if draw < 0.08:
         return camouflaged(behind, rng, canvas.size)
-    return random_material(rng, len(canvas.fields), canvas.size)
+    return None
 
 
 def _photograph(canvas: _Canvas) -> np.ndarray:

@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 # Outlines are drawn this many times larger and averaged down: the coverage of a pixel in steps of 1/9.
 SUPERSAMPLING = 3
 
+# Compact shapes come twice: most things are, and lines and rims are the hardest to fill from one click.
 KINDS = (
-    "ellipse", "rectangle", "polygon", "star", "blob", "blob", "rough", "rod", "curve", "ring", "crescent", "cross",
-    "creature",
+    "ellipse", "ellipse", "rectangle", "rectangle", "polygon", "polygon", "blob", "blob", "rough", "rough", "star",
+    "rod", "curve", "ring", "crescent", "cross", "creature",
 )  # fmt: skip
 
 

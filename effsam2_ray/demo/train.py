@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -16,19 +19,20 @@ import torch.distributed as dist
 from effsam2_ray.demo.objective import Taught, batch_loss
 from effsam2_ray.demo.optimization import Optimizers, initialize, learning_rate, trainable_parameters
 from effsam2_ray.demo.scene_pool import ScenePool
+from effsam2_ray.demo.score_head import fit_score_head
 from effsam2_ray.model.build import build_model, load_config
 from effsam2_ray.model.small_sam2 import SmallSAM2
 
 DEMO_CONFIG = resources.files("effsam2_ray.demo") / "sam2_demo.yaml"
 
 EMA_DECAY = 0.995
-# Until here every mask is pulled to the target, so that none is left behind; then mostly the best one.
-EARLY_STEPS = 200
+# Until here the losses are those of a start (see `batch_loss`).
+EARLY_STEPS = 150
 SAVE_EVERY_S = 60.0
 LOG_EVERY_STEPS = 20
 # Two processes on two quiet cores; --minutes is turned into steps with these.
-STEPS_A_MINUTE_256 = 90.0
-STEPS_A_MINUTE_512 = 40.0
+STEPS_A_MINUTE_256 = 60.0
+STEPS_A_MINUTE_512 = 30.0
 FINE_TUNE_SHARE = 0.25
 
 
@@ -58,20 +62,37 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train: the phases in their order, the seed and the number of processes."""
+    """What to train.
+
+    Attributes:
+        phases: in their order.
+        seed: of initial values and batches.
+        num_processes: each with its own batches, gradients averaged.
+        initial_weights: an exported file to start from, instead of random values.
+        score_scenes: scenes that the predicted IoU is fitted on at the end; 0 leaves it as it is.
+    """
 
     phases: tuple[Phase, ...]
     seed: int = 0
     num_processes: int = 2
+    initial_weights: Path | None = None
+    score_scenes: int = 400
 
 
 def make_plan(
-    steps: int, fine_tune_steps: int, *, num_scenes: int = 8000, seed: int = 0, num_processes: int = 2
+    steps: int,
+    fine_tune_steps: int,
+    *,
+    num_scenes: int = 8000,
+    seed: int = 0,
+    num_processes: int = 2,
+    initial_weights: Path | None = None,
 ) -> Plan:
-    """Return the plan: `steps` at 256 px, then `fine_tune_steps` at 512 px."""
-    main = Phase(256, steps, 4, 8, num_scenes, peak=1.0, warmup_steps=150, flat_share=0.5)
-    fine = Phase(512, fine_tune_steps, 2, 8, max(1, num_scenes // 5), peak=0.4, warmup_steps=20, flat_share=0.2)
-    return Plan((main, fine), seed, num_processes)
+    """Return the plan: `steps` at 256 px, then `fine_tune_steps` at 512 px; gentler from `initial_weights`."""
+    peak = 1.0 if initial_weights is None else 0.6
+    main = Phase(256, steps, 8, 6, num_scenes, peak=peak, warmup_steps=60, flat_share=0.5)
+    fine = Phase(512, fine_tune_steps, 3, 6, max(1, num_scenes // 8), peak=0.5, warmup_steps=20, flat_share=0.3)
+    return Plan((main, fine), seed, num_processes, initial_weights)
 
 
 def steps_for(minutes: float) -> tuple[int, int]:
@@ -94,6 +115,8 @@ def train(plan: Plan, work_dir: Path) -> None:
     meeting_point = work_dir / f"processes.{os.getpid()}"
     torch.multiprocessing.spawn(_train_process, (plan, work_dir, meeting_point), nprocs=plan.num_processes)  # type: ignore[attr-defined]
     meeting_point.unlink(missing_ok=True)
+    if plan.score_scenes:
+        _fit_scores(plan, work_dir)
 
 
 def export(work_dir: Path, destination: Path) -> None:
@@ -102,7 +125,39 @@ def export(work_dir: Path, destination: Path) -> None:
     _save({"model": {name: value.half() for name, value in averaged.items()}}, destination)
 
 
+def _fit_scores(plan: Plan, work_dir: Path) -> None:
+    """Fit the predicted IoU of the averaged weights, once."""
+    torch.set_num_threads(1)
+    path = work_dir / "checkpoint.pt"
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if saved.get("scores_fitted"):
+        return
+    model = build_model(load_config(str(DEMO_CONFIG)))
+    assert isinstance(model, SmallSAM2)
+    model.load_state_dict(saved["averaged"])
+    phase = plan.phases[-1]
+    pool = ScenePool(work_dir / "scenes", phase.image_size, phase.num_scenes)
+    before, after = fit_score_head(model.eval(), pool, plan.score_scenes, plan.seed)
+    print(f"predicted IoU fitted: mean squared error {before:.4f} -> {after:.4f}", flush=True)
+    _save({**saved, "averaged": model.state_dict(), "scores_fitted": True}, path)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, however that ends: orphans would go on writing the checkpoint."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def wait() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _train_process(rank: int, plan: Plan, work_dir: Path, meeting_point: Path) -> None:
+    _end_with_parent()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=plan.num_processes)
@@ -110,6 +165,9 @@ def _train_process(rank: int, plan: Plan, work_dir: Path, meeting_point: Path) -
     model = build_model(load_config(str(DEMO_CONFIG)))
     assert isinstance(model, SmallSAM2)
     initialize(model)
+    if plan.initial_weights is not None:
+        saved = torch.load(plan.initial_weights, map_location="cpu", weights_only=True)["model"]
+        model.load_state_dict({name: value.float() for name, value in saved.items()})
     state = _State(model, plan, work_dir / "checkpoint.pt")
     state.restore()
     taught = Taught.wrap(model.train())
@@ -130,9 +188,9 @@ def _run_phase(rank: int, plan: Plan, phase: Phase, taught: Taught, state: _Stat
     while state.phase_step < phase.num_steps:
         rng = np.random.default_rng([plan.seed, state.phase, state.phase_step, rank])
         batch = pool.batch(rng, phase.num_images, phase.num_prompts)
-        early = state.phase == 0 and state.phase_step < EARLY_STEPS
+        early = plan.initial_weights is None and state.phase == 0 and state.phase_step < EARLY_STEPS
         rate = learning_rate(state.phase_step, phase.num_steps, phase.warmup_steps, phase.flat_share) * phase.peak
-        loss, figures = batch_loss(taught, batch, mean_mask_weight=0.5 if early else 0.1)
+        loss, figures = batch_loss(taught, batch, early=early)
         loss.backward()
         state.optimizers.step(rate)
         state.average()

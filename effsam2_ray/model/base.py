@@ -50,6 +50,11 @@ class LoadedModel:
         """The family's own module, weights in float32."""
         return self._model
 
+    @property
+    def decoder(self) -> PointDecoder:
+        """What decodes the clicks."""
+        return self._decoder
+
     def in_dtype(self, dtype: torch.dtype) -> Self:
         """Return the same weights, shared, with products of another type."""
         other = copy.copy(self)

@@ -135,6 +135,10 @@ class SegmentationModel(Protocol):
         """Type of the encoder's and decoder's products; float16 and bfloat16 run under autocast."""
         ...
 
+    def in_dtype(self, dtype: torch.dtype) -> SegmentationModel:
+        """Return the same weights, shared, with products of another type."""
+        ...
+
     def encode(self, images: Sequence[np.ndarray], heads: Sequence[Head]) -> list[EncodedImage]:
         """Encode pictures of any sizes as one batch and capture the given heads in that one pass.
 

@@ -40,12 +40,15 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class _SharedSide:
-    """The first layer's view of one picture, the same for each of its prompts."""
+    """The first layer's view of one picture, the same for each of its prompts; stacked, one row a prompt."""
 
     tokens: Tensor  # (N, C)
     keys: Tensor  # (heads, N, d) of token-to-image attention
     values: Tensor  # (heads, N, d) of token-to-image attention
     queries: Tensor  # (heads, N, d) of image-to-token attention
+
+
+_SHARED_FIELDS = ("tokens", "keys", "values", "queries")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
@@ -78,6 +81,7 @@ class PointDecoder:
         self._prompt_encoder = prompt_encoder
         self._mask_decoder = mask_decoder
         self._prompts_per_call = prompts_per_call
+        self._run = self._run_eagerly
         # (N, C) positions of the image tokens
         self._positions: Tensor = self._prompt_encoder.get_dense_pe()[0].flatten(1).T.contiguous()
 
@@ -156,27 +160,43 @@ class PointDecoder:
         self, sparse: Tensor, owners: list[int], shared: dict[int, _SharedSide], features: list[ImageFeatures]
     ) -> tuple[Tensor, Tensor]:
         """Return (P, 3, h, w) logits and (P, 3) scores of one call's prompts."""
+        sides = [shared[index] for index in owners]
+        side = _SharedSide(*(_gather([getattr(each, name) for each in sides]) for name in _SHARED_FIELDS))
+        maps = [features[index].high_res for index in owners]
+        high_res = tuple(_gather(list(level)) for level in zip(*maps, strict=True))
+        return self._run(sparse, side.tokens, side.keys, side.values, side.queries, high_res)
+
+    def compile(self) -> None:
+        """Compile the transformer and the upscaling with `torch.compile`, at the first call with each kind of input.
+
+        There are two kinds: all of a call's prompts are of one picture, or of several.
+        """
+        self._run = torch.compile(self._run_eagerly, dynamic=False)
+
+    def _run_eagerly(
+        self, sparse: Tensor, image: Tensor, keys: Tensor, values: Tensor, queries: Tensor, high_res: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (P, 3, h, w) logits and (P, 3) scores from what `_share` makes, one row a prompt."""
         decoder = self._mask_decoder
         heads = [decoder.iou_token.weight, decoder.mask_tokens.weight]
         if getattr(decoder, "pred_obj_scores", False):
             heads.insert(0, decoder.obj_score_token.weight)
         learned = torch.cat(heads)
         tokens = torch.cat((learned.expand(len(sparse), -1, -1), sparse), dim=1)  # (P, T, C)
-        queries, image = self._transform(tokens, [shared[index] for index in owners])
+        found, image = self._transform(tokens, _SharedSide(image, keys, values, queries))
         first_mask = len(learned) - decoder.num_mask_tokens
-        scores = decoder.iou_prediction_head(queries[:, first_mask - 1])[:, 1:]
+        scores = decoder.iou_prediction_head(found[:, first_mask - 1])[:, 1:]
         # Mask token 0 is the single-mask output, which is never used here.
-        mask_tokens = queries[:, first_mask + 1 : len(learned)]
+        mask_tokens = found[:, first_mask + 1 : len(learned)]
         weights = torch.stack(
             [mlp(mask_tokens[:, i]) for i, mlp in enumerate(list(decoder.output_hypernetworks_mlps)[1:])], dim=1
         )
-        upscaled = self._upscale(image, [features[index].high_res for index in owners])
-        return torch.einsum("pmc,pchw->pmhw", weights, upscaled), scores
+        return torch.einsum("pmc,pchw->pmhw", weights, self._upscale(image, high_res)), scores
 
-    def _transform(self, tokens: Tensor, sides: list[_SharedSide]) -> tuple[Tensor, Tensor]:
+    def _transform(self, tokens: Tensor, side: _SharedSide) -> tuple[Tensor, Tensor]:
         """Run the two-way transformer: (P, T, C) tokens to (P, T, C) tokens and (P, N, C) image tokens."""
         transformer = self._mask_decoder.transformer
-        queries, image = tokens, _gather([side.tokens for side in sides])
+        queries, image = tokens, side.tokens
         for number, layer in enumerate(transformer.layers):
             if layer.skip_first_layer_pe:
                 queries = layer.self_attn(q=queries, k=queries, v=queries)
@@ -188,7 +208,7 @@ class PointDecoder:
 
             attention = layer.cross_attn_token_to_image
             if placed is None:
-                update = _attend_shared(attention, queries + tokens, sides)
+                update = _attend_shared(attention, queries + tokens, side)
             else:
                 update = _attend_to_image(attention, queries + tokens, placed, image)
             queries = layer.norm2(queries + update)
@@ -197,7 +217,7 @@ class PointDecoder:
             attention = layer.cross_attn_image_to_token
             keys = _split(attention.k_proj(queries + tokens), attention.num_heads)  # (P, heads, T, d)
             if placed is None:
-                scores = keys @ _gather([side.queries for side in sides]).transpose(-1, -2)
+                scores = keys @ side.queries.transpose(-1, -2)
             else:
                 scores = _scores_to_image(attention.q_proj, keys, placed)
                 scores = scores + torch.einsum("phtd,hd->pht", keys, _bias(attention.q_proj, keys))[..., None]
@@ -208,7 +228,7 @@ class PointDecoder:
         )
         return transformer.norm_final_attn(queries + update), image
 
-    def _upscale(self, image: Tensor, high_res: list[tuple[Tensor, ...]]) -> Tensor:
+    def _upscale(self, image: Tensor, high_res: tuple[Tensor, ...]) -> Tensor:
         """Return (P, C / 8, 4 g, 4 g) from (P, N, C) image tokens."""
         decoder = self._mask_decoder
         size = self._prompt_encoder.image_embedding_size
@@ -216,8 +236,8 @@ class PointDecoder:
         up_1, norm, activation_1, up_2, activation_2 = decoder.output_upscaling
         halfway = up_1(image)
         if getattr(decoder, "use_high_res_features", False):
-            halfway = activation_1(norm(halfway + _gather([maps[1] for maps in high_res])))
-            upscaled: Tensor = activation_2(up_2(halfway) + _gather([maps[0] for maps in high_res]))
+            halfway = activation_1(norm(halfway + high_res[1]))
+            upscaled: Tensor = activation_2(up_2(halfway) + high_res[0])
         else:
             upscaled = activation_2(up_2(activation_1(norm(halfway))))
         return upscaled
@@ -241,12 +261,10 @@ def _bias(projection: nn.Linear, like: Tensor) -> Tensor:
     return projection.bias.view(like.shape[1], like.shape[3])
 
 
-def _attend_shared(attention: Any, queries: Tensor, sides: list[_SharedSide]) -> Tensor:
+def _attend_shared(attention: Any, queries: Tensor, side: _SharedSide) -> Tensor:
     """Attend from tokens to image tokens whose keys and values are made already; (P, T, C)."""
     split = _split(attention.q_proj(queries), attention.num_heads)
-    out = functional.scaled_dot_product_attention(
-        split, _gather([side.keys for side in sides]), _gather([side.values for side in sides])
-    )
+    out = functional.scaled_dot_product_attention(split, side.keys, side.values)
     update: Tensor = attention.out_proj(out.transpose(1, 2).flatten(2))
     return update
 

@@ -94,10 +94,18 @@ def square(image: np.ndarray, side: int, device: torch.device) -> Tensor:
         device: where the work is done.
     """
     pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).to(device)
-    planes = pixels.permute(2, 0, 1).contiguous().float() / 255
-    resized = functional.interpolate(planes[None], (side, side), mode="bilinear", align_corners=False, antialias=True)[
-        0
+    # Channel by channel: a float copy of the whole picture would be the most memory that labelling it takes.
+    planes = [
+        functional.interpolate(
+            pixels[None, None, :, :, channel].float().div_(255),
+            (side, side),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )[0, 0]
+        for channel in range(3)
     ]
+    resized = torch.stack(planes)
     mean, std = (resized.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
     return (resized - mean) / std
 

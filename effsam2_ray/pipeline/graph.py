@@ -31,6 +31,10 @@ MAX_UNIT_TRIES = 4 * MAX_UNIT_IMAGES
 UNITS_AT_WORK = 2
 UNITS_IN_FLIGHT = 3
 
+# A pool grows when its actors have this many units in hand for each that they work at. Ray's own 1.75 is more than
+# they ever have here, so that no pool would grow.
+UPSCALING_THRESHOLD = 1.0
+
 NO_PROGRESS_LIMIT_S = -1  # off: waiting for capacity is no failure
 
 
@@ -76,7 +80,7 @@ def run_graph(
         StoppedError: a stage failed for good, as when the output cannot be written any more.
         ConfigError, WeightsError: a worker cannot start with these settings or weights.
     """
-    _quiet()
+    _prepare_context()
     stages = stages or Stages(read_units, Segmenter, MergeWriter)
     restarts = {"max_restarts": -1, "max_task_retries": MAX_UNIT_TRIES}
     summaries = (
@@ -130,7 +134,7 @@ def stage_rows(
     Raises:
         StoppedError: the stage failed for good.
     """
-    _quiet()
+    _prepare_context()
     units = ray.data.from_arrow([to_table(task) for task in tasks])
     yield from _summaries(
         units.map_batches(stage, fn_args=arguments, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus)
@@ -145,11 +149,12 @@ def _summaries(tables: ray.data.Dataset) -> Generator[dict[str, Any], None, None
         raise stage_error(error) from error
 
 
-def _quiet() -> None:
+def _prepare_context() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = UPSCALING_THRESHOLD
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     # Restarts have no other way in; the package requires a Ray that still takes them.

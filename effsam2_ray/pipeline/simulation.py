@@ -49,11 +49,14 @@ class Sizes:
         image_bytes: one encoded picture.
         num_masks: candidates of one picture.
         mask_bytes: RLE text of one candidate.
+        image_timeout_s, run_id: what the graph looks for in settings of segmenters.
     """
 
     image_bytes: int = 100_000
     num_masks: int = 40
     mask_bytes: int = 400
+    image_timeout_s: float | None = None
+    run_id: str = "simulation"
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,8 @@ class SegmenterStub:
 class WriterStub:
     """Stands in for `MergeWriter`: counts, and writes nothing."""
 
-    def __init__(self, sizes: Sizes):
-        self._sizes = sizes
+    def __init__(self, *_: object):
+        pass
 
     def __call__(self, candidates: pa.Table) -> Iterator[pa.Table]:
         """Tell the driver what a real writer would."""
