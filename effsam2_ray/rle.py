@@ -25,6 +25,9 @@ _MAX_PIXELS = 2**32 - 1
 _MAX_CHARS_PER_RUN = 7
 
 
+# Masks whose changes are looked for together: enough to share the cost of the calls, few enough to stay in a cache.
+_PIXELS_AT_ONCE = 1 << 20
+
 # Asked for the areas of more masks at once, pycocotools 2.0 raises OverflowError: it puts their number into a uint8.
 _MOST_AREAS = 255
 
@@ -148,29 +151,37 @@ def encode(masks: np.ndarray) -> list[Rle]:
     if masks.ndim != 3 or masks.dtype not in (np.bool_, np.uint8):
         raise MaskError(f"masks must be (P, H, W) bool or uint8; got {masks.shape} {masks.dtype}")
     size_hw = (int(masks.shape[1]), int(masks.shape[2]))
-    num_pixels = _num_pixels(size_hw)
-    # Whole words, so that the rare changes are looked for eight pixels at a time; the last bytes stay 0.
-    scratch = np.zeros(-(-num_pixels // 8) * 8, np.uint8)
-    positions = []
-    for mask in masks:
-        pixels = np.ascontiguousarray(mask) if mask.dtype == np.bool_ else np.ascontiguousarray(mask != 0)
-        positions.append(_change_positions(pixels.view(np.uint8), scratch))
-    return _from_positions(positions, size_hw)
+    at_once = max(1, _PIXELS_AT_ONCE // _num_pixels(size_hw))
+    rles: list[Rle] = []
+    for start in range(0, len(masks), at_once):
+        part = masks[start : start + at_once]
+        pixels = np.ascontiguousarray(part) if part.dtype == np.bool_ else np.ascontiguousarray(part != 0)
+        rles += encode_changes(_changes(pixels.view(np.uint8)), len(pixels), size_hw)
+    return rles
 
 
 def encode_changes(changes: np.ndarray, num_masks: int, size_hw: tuple[int, int]) -> list[Rle]:
     """Return masks from the places where they change, which is how they leave a GPU.
 
     Args:
-        changes: (K,) int64, ascending. `p * H * W + column * H + row` for every pixel of mask p that differs from the
+        changes: (K,) int64, in any order. `p * H * W + column * H + row` for every pixel of mask p that differs from the
             pixel before it in column order; the pixel before the first is background.
         num_masks: P.
         size_hw: (height, width) in pixels.
     """
+    height, width = size_hw
     num_pixels = _num_pixels(size_hw)
-    cuts = np.searchsorted(changes, np.arange(num_masks + 1) * num_pixels)
-    positions = [changes[cuts[p] : cuts[p + 1]] - p * num_pixels for p in range(num_masks)]
-    return _from_positions(positions, size_hw)
+    firsts = np.arange(num_masks + 1) * num_pixels
+    ends = np.concatenate((firsts, changes))
+    if firsts[-1] < 2**31:
+        ends = ends.astype(np.int32)  # sorted in half the time
+    ends.sort()
+    runs = np.diff(ends)
+    cuts = np.searchsorted(ends, firsts.astype(ends.dtype))
+    packed = coco_mask.frPyObjects(
+        [{"size": [height, width], "counts": runs[cuts[p] : cuts[p + 1]]} for p in range(num_masks)], height, width
+    )
+    return [Rle(size_hw, item["counts"]) for item in packed]
 
 
 def decode(rles: Sequence[Rle]) -> np.ndarray:
@@ -242,32 +253,35 @@ def common_size(rles: Sequence[Rle]) -> tuple[int, int]:
     return sizes.pop()
 
 
-def _change_positions(pixels: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """Return the ascending column-order positions where a (H, W) uint8 mask of 0 and 1 differs from the one before."""
-    height, width = pixels.shape
-    flat = pixels.reshape(-1)
-    num_vertical = flat.size - width
-    np.bitwise_xor(flat[width:], flat[:num_vertical], out=scratch[:num_vertical])
-    words = np.flatnonzero(scratch.view(np.uint64) != 0)
-    which, lane = np.nonzero(scratch.reshape(-1, 8)[words])
-    index = words[which] * 8 + lane
-    rows = index // width
-    columns = index - rows * width
-    # The pixel before the top of a column is the bottom of the column to its left.
-    wraps = np.flatnonzero(pixels[0, 1:] != pixels[-1, :-1])
-    corner = np.zeros(int(pixels[0, 0]), np.int64)
-    positions = np.concatenate((corner, columns * height + rows + 1, (wraps + 1) * height))
-    return np.sort(positions)
+def _changes(pixels: np.ndarray) -> np.ndarray:
+    """Return where masks change in column order, as `encode_changes` takes it.
 
-
-def _from_positions(positions: Sequence[np.ndarray], size_hw: tuple[int, int]) -> list[Rle]:
-    if not positions:
-        return []
-    height, width = size_hw
-    num_pixels = height * width
-    runs = [np.diff(changes, prepend=0, append=num_pixels) for changes in positions]
-    packed = coco_mask.frPyObjects([{"size": [height, width], "counts": run} for run in runs], height, width)
-    return [Rle(size_hw, item["counts"]) for item in packed]
+    Args:
+        pixels: (P, H, W) uint8 of 0 and 1 in C order.
+    """
+    num_masks, height, width = pixels.shape
+    # Rows of whole words, so that the rare changes are looked for eight pixels at a time.
+    words_a_row = -(-width // 8)
+    if width % 8 == 0:
+        padded = pixels
+    else:
+        padded = np.zeros((num_masks, height, 8 * words_a_row), np.uint8)
+        padded[:, :, :width] = pixels
+    rows_of_words = padded.view(np.uint64)  # (P, H, words_a_row)
+    words = np.flatnonzero(rows_of_words[:, 1:] != rows_of_words[:, :-1])
+    words += words // ((height - 1) * words_a_row) * words_a_row if height > 1 else 0
+    flat = rows_of_words.reshape(-1)
+    changed = np.flatnonzero((flat[words] ^ flat[words + words_a_row]).view(bool))
+    index = words[changed >> 3] * 8 + (changed & 7)  # of the pixel above, in `padded`
+    row_of_all = index // (8 * words_a_row)
+    column = index - row_of_all * (8 * words_a_row)
+    mask = row_of_all // height
+    row = row_of_all - mask * height
+    inside = (mask * width + column) * height + row + 1
+    # The pixel before the top of a column is the bottom of the column to its left, and of the first one, background.
+    tops = pixels[:, 0].copy()
+    tops[:, 1:] ^= pixels[:, -1, :-1]
+    return np.concatenate((np.flatnonzero(tops.view(bool)) * height, inside))
 
 
 def _num_pixels(size_hw: tuple[int, int]) -> int:

@@ -1,7 +1,8 @@
 """Measure speed and memory of every step, beside the peers and the device's limits; print tables, write JSON.
 
-On a GPU machine with no network: ``python jobs/benchmark.py --weights sam2.1_hiera_large --random-weights --batch-size 8
---json large.json --markdown large.md``; the demo weights ship with the package.
+On a GPU machine with no network (the demo weights ship with the package)::
+
+    python jobs/benchmark.py --weights sam2.1_hiera_large --random-weights --batch-size 8 --json large.json
 """
 
 from __future__ import annotations

@@ -25,21 +25,19 @@ from effsam2_ray.demo.scenes import draw_scene
 # Not 127.0.0.1: who joins that is sent to the machine's outward address.
 HOST = "127.0.0.2"
 LOOPBACK = {"node_ip_address": HOST, "include_dashboard": False}
-NUM_PICTURES = 72
 ONE_GPU = ["--num-gpus", "1", "--device", "cpu", "--num-cluster-actors", "0", "--num-segmenters", "1:32"]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(NUM_PICTURES):
+def draw(folder: Path, num_pictures: int) -> Path:
+    folder.mkdir()
+    for number in range(num_pictures):
         Image.fromarray(draw_scene(number % 9, (96, 128)).image).save(folder / f"{number:03d}.png")
     return folder
 
 
-def one_row_each(out: Path) -> bool:
+def one_row_each(out: Path, num_pictures: int) -> bool:
     rows = pq.read_table(out, columns=["image_uri", "status"]).to_pylist()
-    return len(rows) == len({row["image_uri"] for row in rows}) == NUM_PICTURES and {r["status"] for r in rows} == {
+    return len(rows) == len({row["image_uri"] for row in rows}) == num_pictures and {r["status"] for r in rows} == {
         "ok"
     }
 
@@ -74,7 +72,8 @@ def stages_on(node: object) -> set[str]:
     return names
 
 
-def test_a_job_waits_for_nodes_uses_those_that_join_and_survives_those_that_leave(pictures: Path, tmp_path: Path):
+def test_a_job_waits_for_nodes_uses_those_that_join_and_survives_those_that_leave(tmp_path: Path):
+    pictures = draw(tmp_path / "in", 72)
     out = tmp_path / "out"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **LOOPBACK})
     try:
@@ -97,7 +96,7 @@ def test_a_job_waits_for_nodes_uses_those_that_join_and_survives_those_that_leav
     finally:
         cluster.shutdown()
     assert process.returncode == 0, output.text
-    assert one_row_each(out)
+    assert one_row_each(out, 72)
 
 
 def fake_cluster(port: int) -> dict:
@@ -156,7 +155,12 @@ def num_gpu_nodes(head: RayHead) -> int:
 
 
 @pytest.mark.soak
-def test_an_autoscaler_brings_nodes_and_takes_them_away(fake_head: RayHead, pictures: Path, tmp_path: Path):
+def test_an_autoscaler_brings_nodes_and_takes_them_away(
+    fake_head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Ray Data doubles what it asks for every ten seconds, which is long for a job of two minutes.
+    monkeypatch.setenv("RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS", "2")
+    pictures = draw(tmp_path / "in", 240)
     assert num_gpu_nodes(fake_head) == 0
     out = tmp_path / "out"
     process = start([pictures], out, *GRID, *ONE_GPU, "--address", fake_head.address)
@@ -168,7 +172,8 @@ def test_an_autoscaler_brings_nodes_and_takes_them_away(fake_head: RayHead, pict
     output.join(10)
     assert process.returncode == 0, output.text + fake_head.log()
     assert "waiting for a node with 1 GPU and 1 CPU" in output.text
-    assert one_row_each(out) and most == 3
+    assert one_row_each(out, 240)
+    assert most == 3, output.text
     deadline = time.monotonic() + 90
     while num_gpu_nodes(fake_head):
         assert time.monotonic() < deadline, "idle nodes stay"

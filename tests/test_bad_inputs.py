@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ from PIL import Image
 
 from effsam2_ray import Config, Labeller
 from effsam2_ray.demo.scenes import draw_scene
+from effsam2_ray.inputs import reader
+from effsam2_ray.inputs.listing import build_work_list
 
 SIZE_HW = (72, 96)
-SECRET = "hunter2"
+SECRET, STORE_SECRET = "hunter2", "swordfish"
 
 
 def png(seed: int = 0) -> bytes:
@@ -60,6 +63,26 @@ BLOCK = 512
 def blocks(size_bytes: int) -> int:
     """Return how many bytes a member's content takes in a tar."""
     return -(-size_bytes // BLOCK) * BLOCK
+
+
+def test_what_cannot_be_read_costs_no_other_image_of_its_unit(tmp_path, monkeypatch):
+    plain = reader.read_bytes
+
+    def read_bytes(uri: str, storage_options: object = None) -> bytes:
+        if uri.endswith("forbidden.png"):
+            raise PermissionError(13, "Permission denied", uri)
+        return plain(uri)
+
+    monkeypatch.setattr(reader, "read_bytes", read_bytes)
+    names = ["0.png", "gone.png", "1.png", "forbidden.png", "2.png", "3.png", "4.png", "nosuch://host/a.png"]
+    for name in names:
+        if name[0].isdigit() or name == "forbidden.png":
+            (tmp_path / name).write_bytes(GOOD)
+    (tmp_path / "list.txt").write_text("\n".join(names * 4))  # named again, an image counts once
+    units = list(build_work_list([str(tmp_path / "list.txt")]).units())
+    assert [unit.num_images for unit in units] == [2, 2, 2, 2]
+    statuses = [[record.status for record in reader.read_unit(unit)] for unit in units]
+    assert statuses == [["ok", "missing"], ["ok", "denied"], ["ok", "ok"], ["ok", "unreadable"]]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +150,15 @@ def rows_in(out: Path) -> Iterator[dict]:
         yield from pq.read_table(path).to_pylist()
 
 
-def test_one_job_over_all_that_can_be_wrong(inputs, expected_masks, s3: ObjectStore, tmp_path):  # noqa: F811
+@pytest.fixture
+def ray_folder(monkeypatch) -> Iterator[Path]:
+    """Where Ray keeps its logs; its sockets lie there too, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_one_job_over_all_that_can_be_wrong(inputs, expected_masks, s3: ObjectStore, tmp_path, ray_folder):  # noqa: F811
     out = tmp_path / "out"
     remote_good, remote_denied = s3.put("good.png", GOOD), s3.put("denied.png", GOOD)
     (inputs / "list.txt").write_text(
@@ -136,7 +167,7 @@ def test_one_job_over_all_that_can_be_wrong(inputs, expected_masks, s3: ObjectSt
     )
     with FaultProxy(s3.endpoint) as proxy:
         proxy.faults += [[method, "denied.png", "403", 1 << 30] for method in ("GET", "HEAD")]
-        options = {**s3.options, "endpoint_url": proxy.endpoint}
+        options = {**s3.options, "endpoint_url": proxy.endpoint, "secret": STORE_SECRET}
         arguments = [text for name, value in options.items() for text in ("--storage-option", f"s3.{name}={value}")]
         process = start(
             [inputs / "folder", inputs / "tars" / "*.tar", *sorted(inputs.glob("*.parquet")), inputs / "list.txt"],
@@ -213,5 +244,8 @@ def test_one_job_over_all_that_can_be_wrong(inputs, expected_masks, s3: ObjectSt
     assert {failure["image_uid"]: failure["status"] for failure in failures} == {
         row["image_uid"]: row["status"] for row in rows if row["status"] != "ok"
     }
-    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file()) + output.encode()
-    assert SECRET.encode() not in everything
+    written = [path for folder in (out, ray_folder) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in written)
+    for secret in (SECRET, STORE_SECRET):
+        assert secret not in output
+        assert [path for path in written if secret.encode() in path.read_bytes()] == []

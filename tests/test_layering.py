@@ -63,7 +63,7 @@ LAYERS = [
     ["fingerprint", "images", "storage", "inputs", "schema", "output"],
     ["labeller"],
     ["demo", "show"],
-    ["datasets", "runs", "evaluation", "benchmark", "planning", "probe"],
+    ["datasets", "runs", "evaluation", "benchmark", "numerics", "planning", "probe"],
     ["pipeline"],
     ["commands"],
     ["cli", "__main__"],

@@ -50,7 +50,9 @@ def test_stubs_pass_on_messages_of_the_right_size(two_cpus):
 
     (segmented,) = asyncio.run(segment())
     (candidates,) = from_table(segmented, UnitCandidates)
-    assert len(candidates.outcomes[0]) == 250 and 250 * 3 * 100 < segmented.nbytes < read.nbytes + 250 * 3 * 400
+    cluster_map_bytes = 64 * 64 * 2
+    assert len(candidates.outcomes[0]) == 250
+    assert 250 * (cluster_map_bytes + 3 * 100) < segmented.nbytes < 250 * (cluster_map_bytes + 3 * 400 + 1000)
     (written,) = WriterStub()(segmented)
     assert '"images": 250' in written["summary"][0].as_py() and '"masks": 750' in written["summary"][0].as_py()
 

@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path, monkeypatch):
     writer = MergeWriter([WriterSpec(output, schema, Config(), "demo", False)], None, "j")
     # Masks of two sizes in one picture break the contract of merging.
     outcomes = [outcome(1, (8, 8)), outcome(2, (8, 8), (4, 16)), outcome(3, (8, 8))]
-    table = next(writer(to_table(UnitCandidates(UnitTask(0, "u"), {0: outcomes}))))
+    table = next(writer(to_table(UnitCandidates(UnitTask(0, "u"), {0: outcomes}, "bfloat16 is not used"))))
     summary = json.loads(table["summary"][0].as_py())
     rows = output.read_part("u").to_pylist()
     assert [(row["image_uid"], row["status"], len(row["masks"])) for row in rows] == [
@@ -135,7 +135,7 @@ def test_an_image_that_cannot_be_merged_costs_no_other(tmp_path, monkeypatch):
         (2, "failed", 0),
         (3, "ok", 1),
     ]
-    assert summary["statuses"] == {"ok": 2, "failed": 1}
+    assert summary["statuses"] == {"ok": 2, "failed": 1} and summary["warning"] == "bfloat16 is not used"
     assert [(f["image_uid"], f["step"]) for f in summary["failures"]] == [(2, "merge")] and rows[1]["error"]
 
 

@@ -69,7 +69,8 @@ def _ratios(results: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"| {name.replace('_', ' ')} | {shown} |"
     if results.get("segmenter_busy_share") is not None:
-        yield f"\nA segmenter that sleeps instead of computing is busy {results['segmenter_busy_share']:.1%} of the time."
+        share = results["segmenter_busy_share"]
+        yield f"\nA segmenter that sleeps instead of computing is busy {share:.1%} of the time."
     yield ""
 
 
@@ -149,7 +150,8 @@ def _growth(results: Mapping[str, Any], chart: str | None) -> Iterator[str]:
         yield "| --- |" + " --- |" * len(curve["values"])
         yield "| ms a picture | " + " | ".join(_ms(seconds) for seconds in curve["seconds"]) + " |"
         yield "| images/s | " + " | ".join(f"{1 / seconds['median']:.3g}" for seconds in curve["seconds"]) + " |"
-        yield f"\nPower {curve['power']:.2f} at the upper end ({growth}). {curve['note'][0].upper()}{curve['note'][1:]}.\n"
+        note = curve["note"]
+    yield f"\nPower {curve['power']:.2f} at the upper end ({growth}). {note[0].upper()}{note[1:]}.\n"
 
 
 def _ms(seconds: Mapping[str, float]) -> str:

@@ -67,19 +67,6 @@ def mask_ious(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (predicted & true).sum(dim=(2, 3)) / union.clamp(min=1)
 
 
-def full_size_ious(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Return the IoU of each mask, enlarged and thresholded, with the true one, (P, M), no gradient.
-
-    Args:
-        logits: (P, M, h, w).
-        masks: (P, H, W) bool.
-    """
-    with torch.no_grad():
-        predicted = F.interpolate(logits, masks.shape[1:], mode="bilinear", align_corners=False) > 0
-        true = masks[:, None]
-        return (predicted & true).sum(dim=(2, 3)) / (predicted | true).sum(dim=(2, 3)).clamp(min=1)
-
-
 def point_to_image_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the point token's attention over the image against uniform over the object.
 

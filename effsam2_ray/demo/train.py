@@ -19,7 +19,6 @@ import torch.distributed as dist
 from effsam2_ray.demo.objective import Taught, batch_loss
 from effsam2_ray.demo.optimization import Optimizers, initialize, learning_rate, trainable_parameters
 from effsam2_ray.demo.scene_pool import ScenePool
-from effsam2_ray.demo.score_head import fit_score_head
 from effsam2_ray.model.build import build_model, load_config
 from effsam2_ray.model.small_sam2 import SmallSAM2
 
@@ -69,14 +68,12 @@ class Plan:
         seed: of initial values and batches.
         num_processes: each with its own batches, gradients averaged.
         initial_weights: an exported file to start from, instead of random values.
-        score_scenes: scenes that the predicted IoU is fitted on at the end; 0 leaves it as it is.
     """
 
     phases: tuple[Phase, ...]
     seed: int = 0
     num_processes: int = 2
     initial_weights: Path | None = None
-    score_scenes: int = 400
 
 
 def make_plan(
@@ -115,31 +112,12 @@ def train(plan: Plan, work_dir: Path) -> None:
     meeting_point = work_dir / f"processes.{os.getpid()}"
     torch.multiprocessing.spawn(_train_process, (plan, work_dir, meeting_point), nprocs=plan.num_processes)  # type: ignore[attr-defined]
     meeting_point.unlink(missing_ok=True)
-    if plan.score_scenes:
-        _fit_scores(plan, work_dir)
 
 
 def export(work_dir: Path, destination: Path) -> None:
     """Write the averaged weights of the checkpoint as `{"model": state_dict}` in half precision, atomically."""
     averaged = torch.load(work_dir / "checkpoint.pt", map_location="cpu", weights_only=True)["averaged"]
     _save({"model": {name: value.half() for name, value in averaged.items()}}, destination)
-
-
-def _fit_scores(plan: Plan, work_dir: Path) -> None:
-    """Fit the predicted IoU of the averaged weights, once."""
-    torch.set_num_threads(1)
-    path = work_dir / "checkpoint.pt"
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if saved.get("scores_fitted"):
-        return
-    model = build_model(load_config(str(DEMO_CONFIG)))
-    assert isinstance(model, SmallSAM2)
-    model.load_state_dict(saved["averaged"])
-    phase = plan.phases[-1]
-    pool = ScenePool(work_dir / "scenes", phase.image_size, phase.num_scenes)
-    before, after = fit_score_head(model.eval(), pool, plan.score_scenes, plan.seed)
-    print(f"predicted IoU fitted: mean squared error {before:.4f} -> {after:.4f}", flush=True)
-    _save({**saved, "averaged": model.state_dict(), "scores_fitted": True}, path)
 
 
 def _end_with_parent() -> None:

@@ -185,9 +185,13 @@ def _label(
             say(f"Resuming: {len(run.finished):,} of {len(work_list):,} units are done.")
     summaries: list[list[dict[str, Any]]] = [[] for _ in runs]
     if tasks:
+        told: set[str] = set()
         with closing(_work(tasks, runs, job, info, layout, work_list, run_id)) as written_parts:
             for summary in written_parts:
                 summaries[summary["run"]].append(summary)
+                if (warning := summary["warning"]) and warning not in told:
+                    told.add(warning)
+                    say(f"Warning: {warning}")
     return [sum_up(run, work_list, written, started, say) for run, written in zip(runs, summaries, strict=True)]
 
 

@@ -81,10 +81,17 @@ class ImageOutcome:
 
 @dataclass(frozen=True)
 class UnitCandidates:
-    """A unit after segmentation: for each run of its task, one outcome an image in the unit's order."""
+    """A unit after segmentation.
+
+    Attributes:
+        task: what was asked for.
+        outcomes: for each run of the task, one outcome an image in the unit's order.
+        warning: what the user should know of the segmenter, "" for nothing.
+    """
 
     task: UnitTask
     outcomes: Mapping[int, Sequence[ImageOutcome]]
+    warning: str = ""
 
 
 def to_table(value: object) -> pa.Table:

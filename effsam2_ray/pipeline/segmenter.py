@@ -29,6 +29,7 @@ from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts, heads_of, same_candidates, same_distances
 from effsam2_ray.model.interface import EncodedImage
 from effsam2_ray.model.weights import load_model
+from effsam2_ray.numerics import in_safe_dtype
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline.attempts import VERDICTS, Attempt, attempt_log
 from effsam2_ray.pipeline.cluster_actor import ClusterPool
@@ -90,6 +91,8 @@ class Segmenter:
             torch.set_num_threads(1)
         self._spec = spec
         model = load_model(spec.weights, model_config=spec.model_config, device=spec.device, dtype=spec.dtype)
+        model, check = in_safe_dtype(model)
+        self._warning = "" if check is None or check.passed else str(check)
         self._labellers = [Labeller(model, config, batch_size=spec.batch_size) for config in spec.configs]
         self._leads = same_candidates(spec.configs)
         info = model.info
@@ -143,7 +146,7 @@ class Segmenter:
                         task.add_done_callback(lambda _: self._window.release())
         await self._run(self._loaders, self._log.end, attempt)
         complete = {lead: [outcome for outcome in outcomes[lead] if outcome is not None] for lead in leads}
-        return UnitCandidates(images.task, {run: complete[self._leads[run]] for run in runs})
+        return UnitCandidates(images.task, {run: complete[self._leads[run]] for run in runs}, self._warning)
 
     async def _label_alone(
         self,

@@ -78,7 +78,7 @@ class MergeWriter:
                 merged = self._merge(part.run, unit.task.unit_id, wanted)
                 summary = _write(self._specs[part.run], unit.task.unit_id, part, merged)
                 self._metrics[part.run].count(row for _, row in merged)
-                yield pa.table({"summary": [json.dumps({**summary, "run": part.run})]})
+                yield pa.table({"summary": [json.dumps({**summary, "run": part.run, "warning": unit.warning})]})
 
     def _merge(
         self, run: int, unit_id: str, outcomes: Sequence[ImageOutcome]
