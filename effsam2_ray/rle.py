@@ -24,7 +24,6 @@ _MAX_PIXELS = 2**32 - 1
 # Characters of a packed run: five bits each, and two runs differ by less than 2**32.
 _MAX_CHARS_PER_RUN = 7
 
-
 # Masks whose changes are looked for together: enough to share the cost of the calls, few enough to stay in a cache.
 _PIXELS_AT_ONCE = 1 << 20
 
@@ -164,8 +163,8 @@ def encode_changes(changes: np.ndarray, num_masks: int, size_hw: tuple[int, int]
     """Return masks from the places where they change, which is how they leave a GPU.
 
     Args:
-        changes: (K,) int64, in any order. `p * H * W + column * H + row` for every pixel of mask p that differs from the
-            pixel before it in column order; the pixel before the first is background.
+        changes: (K,) int64, in any order. `p * H * W + column * H + row` for every pixel of mask p that differs from
+            the pixel before it in column order; the pixel before the first is background.
         num_masks: P.
         size_hw: (height, width) in pixels.
     """

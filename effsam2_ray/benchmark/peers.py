@@ -102,7 +102,7 @@ def compare_presets_together(captured: CapturedHead, rounds: int, limit_s: float
     distances = cosine_distances(unit_rows(captured.attention()))
 
     def together() -> None:
-        trees = {min_samples: spanning_tree(distances, min_samples, 1e-5) for min_samples, _ in PRESETS.values()}
+        trees = {each: spanning_tree(distances, each, 1e-5) for each in {min_samples for min_samples, _ in PRESETS.values()}}
         for min_samples, min_cluster_size in PRESETS.values():
             cluster_tree(trees[min_samples], min_cluster_size)
 
