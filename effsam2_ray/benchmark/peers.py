@@ -102,7 +102,8 @@ def compare_presets_together(captured: CapturedHead, rounds: int, limit_s: float
     distances = cosine_distances(unit_rows(captured.attention()))
 
     def together() -> None:
-        trees = {each: spanning_tree(distances, each, 1e-5) for each in {min_samples for min_samples, _ in PRESETS.values()}}
+        each_once = {min_samples for min_samples, _ in PRESETS.values()}
+        trees = {min_samples: spanning_tree(distances, min_samples, 1e-5) for min_samples in each_once}
         for min_samples, min_cluster_size in PRESETS.values():
             cluster_tree(trees[min_samples], min_cluster_size)
 
