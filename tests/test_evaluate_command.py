@@ -96,12 +96,13 @@ def test_the_summary_says_what_was_measured_and_compares_with_the_grid(evaluated
     assert summary["reference"] == "grid:4" and "difference" not in summary["methods"]["grid:4"]
     own, grid = summary["methods"]["low_latency"], summary["methods"]["grid:4"]
     difference = own["difference"]["best_iou"]
+    assert own["against"] == "grid:4"
     assert difference["mean"] == pytest.approx(own["best_iou"]["mean"] - grid["best_iou"]["mean"])
     assert own["prompts_saved_frac"] == pytest.approx(1 - own["num_prompts"]["mean"] / 16)
     assert summary["run"]["batch_size"] == 1 and summary["run"]["device"] == "cpu" and summary["run"]["device_name"]
     assert summary["seeds"] == {"random:9": 0} and summary["weights"]["is_demo"]
     text = (evaluated / "tables.md").read_text()
-    assert "| low_latency | merge |" in text and "| grid:4 | nms |" in text and "best_iou - grid:4" in text
+    assert "| low_latency | merge |" in text and "| grid:4 | nms |" in text and "best_iou difference" in text
     steps = summary["step_s"]
     assert steps["low_latency"]["encode_s"] > 0 and "distances_s" not in steps["grid:4"]
 

@@ -22,7 +22,7 @@ from effsam2_ray.evaluation.gathering import Line, gather
 from effsam2_ray.evaluation.image_scores import SCORE_SCHEMA, KnownTruth, score_rows, scoring_digest
 from effsam2_ray.evaluation.methods import Method, Post, ablation, parse_methods, sweep, without_score_filter
 from effsam2_ray.evaluation.ranking import ALL_PROMPTS, EQUAL_PROMPTS, head_method, heads_table, rank_heads, verdict
-from effsam2_ray.evaluation.summary import Bootstrap, find_reference, summarize_line
+from effsam2_ray.evaluation.summary import Bootstrap, find_reference, reference_for, summarize_line
 from effsam2_ray.evaluation.tables import joined_table, markdown, ranged, report
 from effsam2_ray.evaluation.tradeoff import Point, front, suggest
 from effsam2_ray.labeller import FoundPrompts
@@ -343,7 +343,7 @@ def test_a_line_is_summed_up_over_pictures_and_over_objects():
         tables_of(score_row(1, "a", 0.2), score_row(3, "a", 0.6), score_row(1, "g", 0.3), score_row(3, "g", 0.5))
     )
     post = Post("merge", MERGE)
-    entry = summarize_line(lines["a", "merge"], Config(), "a", post, Bootstrap(), lines["g", "merge"])
+    entry = summarize_line(lines["a", "merge"], Config(), "a", post, Bootstrap(), ("g", lines["g", "merge"]))
     assert entry["best_iou"]["mean"] == pytest.approx(0.4)
     assert entry["best_iou"]["low"] == pytest.approx(0.2) and entry["best_iou"]["high"] == pytest.approx(0.6)
     assert entry["best_iou_over_objects"] == pytest.approx((1 * 0.2 + 3 * 0.6) / 4)
@@ -352,7 +352,7 @@ def test_a_line_is_summed_up_over_pictures_and_over_objects():
     assert entry["prompts_saved_frac"] == 0.0
     assert entry["collapsed"] == 0 and entry["failures"] == {}
     json.dumps(entry)
-    again = summarize_line(lines["a", "merge"], Config(), "a", post, Bootstrap(), lines["g", "merge"])
+    again = summarize_line(lines["a", "merge"], Config(), "a", post, Bootstrap(), ("g", lines["g", "merge"]))
     assert entry == again
     other = Bootstrap(seed=5).mean(np.arange(40.0))
     assert other == Bootstrap(seed=5).mean(np.arange(40.0)) != Bootstrap(seed=6).mean(np.arange(40.0))
@@ -360,7 +360,7 @@ def test_a_line_is_summed_up_over_pictures_and_over_objects():
 
 def test_a_line_without_any_scored_picture_has_no_means():
     line = gather(tables_of(score_row(1, "a", None, status="corrupt")))["a", "merge"]
-    entry = summarize_line(line, Config(), "a", Post("merge", MERGE), Bootstrap(), line)
+    entry = summarize_line(line, Config(), "a", Post("merge", MERGE), Bootstrap(), ("a", line))
     assert entry["best_iou"] is None and entry["difference"]["best_iou"] is None and entry["prompts_saved_frac"] is None
 
 
@@ -372,6 +372,19 @@ def test_the_reference_is_the_largest_grid_or_the_one_asked_for():
     assert find_reference(parse_methods(["grid:4"], post="both")) == "grid:4+merge"
     with pytest.raises(ValueError, match="no line is called 'grid:5'; there are low_latency, grid:4, grid:16"):
         find_reference(methods, "grid:5")
+
+
+def test_a_method_without_score_filter_is_compared_with_a_grid_without_one():
+    filtered = parse_methods(["low_latency", "grid:4", "random:9"])
+    methods = [*filtered, *map(without_score_filter, filtered)]
+    assert [reference_for(method, methods, "grid:4") for method in methods] == [
+        *["grid:4"] * 3,
+        *["grid:4+unfiltered"] * 3,
+    ]
+    assert reference_for(methods[3], methods[:4], "grid:4") == "grid:4"  # no such grid was run
+    own, grid = parse_methods(["low_latency", "grid:4"])
+    eight = ablation(own, grid)
+    assert reference_for(eight[1], eight, "grid:4+best+nms") == "grid:4+all+nms"
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -393,7 +406,7 @@ def test_the_report_holds_every_table_and_what_was_measured():
             name,
             Post("merge", MERGE),
             Bootstrap(),
-            None if name == "grid:4" else lines["grid:4", "merge"],
+            None if name == "grid:4" else ("grid:4", lines["grid:4", "merge"]),
         )
         for name in ("low_latency", "grid:4")
     }
@@ -420,9 +433,9 @@ def test_the_report_holds_every_table_and_what_was_measured():
         "1 pictures in the encoder's batch",
         "1 annotated pictures are not there",
         "one note",
-        "| method | masks by | best_iou | label_map_iou | prompts | masks | collapsed | seconds | best_iou - grid:4 |",
+        "| method | masks by | best_iou | label_map_iou | prompts | masks | collapsed | seconds | against | best_iou difference |",
         "| low_latency | merge | 0.500 [0.500, 0.500] | 0.250 [0.250, 0.250] | 15.0 [10.0, 20.0] |",
-        "+0.000 [+0.000, +0.000]",
+        "| grid:4 | +0.000 [+0.000, +0.000] |",
         "## Ablation",
         "| clusters | best | merge |",
         "| low_latency * |",

@@ -68,8 +68,25 @@ def find_reference(methods: Sequence[Method], name: str | None = None) -> str | 
     return next((line for count, line in grids if count == most), None)
 
 
+def reference_for(method: Method, methods: Sequence[Method], reference: str) -> str:
+    """Return the name of the line that a method is compared with.
+
+    It is the reference, or the line with the reference's prompts and post and the method's own settings of decoding,
+    where there is one: a method without score thresholds is to be compared with a grid without them.
+    """
+    lines = {other.line_name(post): (other, post) for other in methods for post in other.posts}
+    base, base_post = lines[reference]
+    if method.config.decode == base.config.decode:
+        return reference
+    for name, (other, post) in lines.items():
+        alike = other.config.prompts == base.config.prompts and post.merge == base_post.merge
+        if alike and other.config.decode == method.config.decode:
+            return name
+    return reference
+
+
 def summarize_line(
-    line: Line, config: Config, method: str, post: Post, bootstrap: Bootstrap, reference: Line | None = None
+    line: Line, config: Config, method: str, post: Post, bootstrap: Bootstrap, against: tuple[str, Line] | None = None
 ) -> dict[str, Any]:
     """Return one entry of `summary.json`'s `methods`.
 
@@ -79,7 +96,7 @@ def summarize_line(
         method: its name.
         post: the way from candidates to masks.
         bootstrap: how intervals are drawn.
-        reference: what it is compared with, picture by picture; None for the reference itself.
+        against: name and numbers of what it is compared with, picture by picture; None for the reference itself.
     """
     shares = line.measure("largest_share")
     entry: dict[str, Any] = {name: bootstrap.mean(line.measure(name)) for name in MEASURES if name != "largest_share"}
@@ -99,7 +116,8 @@ def summarize_line(
         "head": config.attention.head if config.prompts.source == "clusters" else None,
         "config": {**config.to_dict(), "merge": dataclasses.asdict(post.merge)},
     }
-    if reference is not None:
+    if against is not None:
+        entry["against"], reference = against
         entry["difference"] = {name: bootstrap.difference(*line.paired(reference, name)) for name in COMPARED}
         entry["prompts_saved_frac"] = _saved(*line.paired(reference, "num_prompts"))
     return entry

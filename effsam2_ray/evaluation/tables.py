@@ -38,7 +38,7 @@ DEFINITIONS = """\
   candidates were merged into one mask.
 - seconds: sum of one picture's steps, from decoding its bytes to its final masks, on warm workers; without reading it
   from storage, and without waiting for other pictures. A step that methods share is in the time of each.
-- difference: this line minus the reference, picture by picture; an interval that holds 0 shows no difference.
+- difference: this line minus the one under "against", picture by picture; an interval that holds 0 shows no difference.
 - Ranges are bootstrap intervals over pictures."""
 
 
@@ -69,7 +69,7 @@ def comparison_table(entries: Entries, reference: str | None) -> str:
     """Return the main table: one row a line, compared with the reference where there is one."""
     header = ["method", "masks by", "best_iou", "label_map_iou", "prompts", "masks", "collapsed", "seconds"]
     if reference is not None:
-        header += [f"best_iou - {reference}", f"label_map_iou - {reference}", "prompts saved"]
+        header += ["against", "best_iou difference", "label_map_iou difference", "prompts saved"]
     rows = []
     for name, entry in entries.items():
         row = [
@@ -84,7 +84,11 @@ def comparison_table(entries: Entries, reference: str | None) -> str:
         ]
         if reference is not None and "difference" in entry:
             difference, saved = entry["difference"], entry["prompts_saved_frac"]
-            row += [ranged(difference["best_iou"], signed=True), ranged(difference["label_map_iou"], signed=True)]
+            row += [
+                entry["against"],
+                ranged(difference["best_iou"], signed=True),
+                ranged(difference["label_map_iou"], signed=True),
+            ]
             row.append("" if saved is None else f"{saved:.1%}")
         rows.append(row)
     return markdown(header, rows)
@@ -93,7 +97,7 @@ def comparison_table(entries: Entries, reference: str | None) -> str:
 def joined_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Return the main tables of several data sets as one: a row for each data set and line."""
     header = ["data", "pictures", "method", "masks by", "best_iou", "label_map_iou", "AR 1000", "prompts", "seconds"]
-    header += ["best_iou - grid", "label_map_iou - grid", "prompts saved"]
+    header += ["against", "best_iou difference", "label_map_iou difference", "prompts saved"]
     rows = []
     for summary in summaries:
         for name in summary["groups"]["methods"]:
@@ -111,6 +115,7 @@ def joined_table(summaries: Sequence[Mapping[str, Any]]) -> str:
                     number(entry["average_recall"]["ar_1000"]),
                     ranged(entry["num_prompts"], 1),
                     ranged(entry["latency_s"], 2),
+                    entry.get("against", ""),
                     ranged(difference.get("best_iou"), signed=True),
                     ranged(difference.get("label_map_iou"), signed=True),
                     "-" if saved is None else f"{saved:.1%}",

@@ -16,8 +16,9 @@ from PIL import Image
 
 from effsam2_ray.errors import ConfigError
 from effsam2_ray.evaluation.chart import ChartPoint, beside, scatter
+from effsam2_ray.evaluation.gathering import Line
 from effsam2_ray.evaluation.methods import Method, Post, check_names
-from effsam2_ray.evaluation.summary import Bootstrap, find_reference, summarize_line
+from effsam2_ray.evaluation.summary import Bootstrap, find_reference, reference_for, summarize_line
 from effsam2_ray.evaluation.tables import report
 from effsam2_ray.evaluation.tradeoff import Point, Suggestion, front, points, suggest
 from effsam2_ray.pipeline.comparison import Comparison, ComparisonJob, compare, open_truth
@@ -103,7 +104,6 @@ def _entries(
     job: EvaluateJob, methods: list[Method], compared: Comparison, reference: str | None
 ) -> dict[str, dict[str, Any]]:
     lines = {name: compared.lines[method.name, post.name] for name, method, post in _lines(methods)}
-    base = None if reference is None else lines[reference]
     return {
         name: summarize_line(
             lines[name],
@@ -111,10 +111,19 @@ def _entries(
             method.name,
             post,
             job.bootstrap,
-            None if name == reference else base,
+            _against(name, method, methods, reference, lines),
         )
         for name, method, post in _lines(methods)
     }
+
+
+def _against(
+    name: str, method: Method, methods: list[Method], reference: str | None, lines: Mapping[str, Line]
+) -> tuple[str, Line] | None:
+    if reference is None:
+        return None
+    other = reference_for(method, methods, reference)
+    return None if other == name else (other, lines[other])
 
 
 def _suggest(
