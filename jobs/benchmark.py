@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from effsam2_ray.benchmark.chart import growth_svg
-from effsam2_ray.benchmark.report import curves_of, markdown
+from effsam2_ray.benchmark.report import curves_of, markdown, with_section
 from effsam2_ray.benchmark.run import Settings, load_labellers, load_pictures, measure
 from effsam2_ray.errors import EffSam2Error
 from effsam2_ray.pipeline.benchmark import ray_vs_bare, segmenter_busy_share
@@ -40,15 +40,17 @@ def main() -> int:
     except EffSam2Error as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    chart = arguments.markdown.with_suffix(".svg") if arguments.markdown and "growth" in results else None
-    page = markdown(results, f"python {shlex.join(sys.argv)}", chart.name if chart else None)
-    print(page)
+    name = f"benchmark-{results['model']['name']}-{results['model']['device'].replace(':', '')}.svg".replace(" ", "-")
+    has_chart = arguments.markdown is not None and "growth" in results
+    section = markdown(results, f"python {shlex.join(sys.argv)}", name if has_chart else None)
+    print(section)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
     if arguments.markdown:
-        arguments.markdown.write_text(page)
-    if chart:
-        chart.write_text(growth_svg(curves_of(results)))
+        page = arguments.markdown.read_text() if arguments.markdown.exists() else ""
+        arguments.markdown.write_text(with_section(page, section))
+    if has_chart:
+        (arguments.markdown.parent / name).write_text(growth_svg(curves_of(results)))
     return 0
 
 
@@ -80,11 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=1, help="pictures that the encoder sees at once, for images/s"
     )
+    parser.add_argument("--compile", action="store_true", help="torch.compile; its cold start is reported")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of everything but Ray's comparison")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, no growth curves: under ten minutes")
     parser.add_argument("--no-ray", action="store_true", help="leave out what Ray costs")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--markdown", type=Path, help="write the tables here, growth curves beside it as .svg")
+    parser.add_argument("--markdown", type=Path, help="page whose section of this model is replaced or added")
     return parser
 
 

@@ -106,7 +106,12 @@ def fake_cluster(port: int) -> dict:
         "max_workers": 3,
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 0.15,
-        "provider": {"type": "fake_multinode", "gcs_address": f"{HOST}:{port}", "head_node_id": FAKE_HEAD_NODE_ID},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"{HOST}:{port}",
+            "use_node_id_as_ip": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
         "auth": {},
         "docker": {},
         "head_node_type": "ray.head.default",

@@ -433,7 +433,7 @@ def test_the_report_holds_every_table_and_what_was_measured():
         "1 pictures in the encoder's batch",
         "1 annotated pictures are not there",
         "one note",
-        "| method | masks by | best_iou | label_map_iou | prompts | masks | collapsed | seconds | against | best_iou difference |",
+        "| method | masks by | best_iou | label_map_iou | prompts | masks | collapsed | seconds | against |",
         "| low_latency | merge | 0.500 [0.500, 0.500] | 0.250 [0.250, 0.250] | 15.0 [10.0, 20.0] |",
         "| grid:4 | +0.000 [+0.000, +0.000] |",
         "## Ablation",

@@ -16,6 +16,7 @@ from effsam2_ray.cli import main
 from effsam2_ray.commands import label as label_command
 from effsam2_ray.demo.train import DEMO_CONFIG
 from effsam2_ray.pipeline import label as label_module
+from effsam2_ray.pipeline.graph import stage_error
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,10 @@ def test_pauses_between_tries_are_random_and_bounded(monkeypatch):
     for number, tries in enumerate(each):
         longest = min(20.0, 0.5 * 2 ** (number + 1))
         assert 0 <= min(tries) < 0.2 * longest and 0.8 * longest < max(tries) <= longest
+
+
+def test_the_error_of_a_stage_shows_no_secret():
+    told = stage_error(
+        ray.exceptions.RayError("PermissionError: https://me:hunter2@host/out?sig=swordfish&v=1 is denied")
+    )
+    assert isinstance(told, errors.StoppedError) and "https://host/out?v=1 is denied" in str(told)

@@ -115,6 +115,16 @@ def test_a_death_of_the_segmenter_is_no_death_of_the_writer(output, merge, seen)
     assert seen == [(1, None), (2, None), (3, None)]
 
 
+def test_an_error_of_merging_shows_no_secret(output, merge, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError("cannot reach s3://me:hunter2@bucket/cache")
+
+    monkeypatch.setattr(writer_module, "finish", fail)
+    [first, *_] = merge()["failures"]
+    assert (first["status"], first["error"]) == ("failed", "OSError: cannot reach s3://bucket/cache")
+    assert b"hunter2" not in Path(output.part_uri("u")).read_bytes()
+
+
 def test_only_what_is_taken_up_again_is_merged(output, merge, seen):
     merge()
     seen.clear()

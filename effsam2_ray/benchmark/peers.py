@@ -54,10 +54,16 @@ class Comparison:
 
 
 def compare(
-    what: str, functions: dict[str, Callable[[], Any]], rounds: int, limit_s: float, **facts: float
+    what: str,
+    functions: dict[str, Callable[[], Any]],
+    rounds: int,
+    limit_s: float,
+    *,
+    device: str = "cpu",
+    **facts: float,
 ) -> Comparison:
     """Time functions in turns; the first is ours."""
-    taken = interleave(functions, rounds, limit_s)
+    taken = interleave(functions, rounds, limit_s, device)
     ours, *others = taken
     return Comparison(
         what,
@@ -93,7 +99,11 @@ def compare_clustering(captured: CapturedHead, preset: str, rounds: int, limit_s
     labels = ours()
     equal = bool(np.array_equal(labels, theirs()))
     functions = {"effsam2_ray": ours, "hdbscan": theirs, "scikit-learn": sklearns}
-    facts = {"points": len(distances), "clusters": int(labels.max()) + 1, "equal_labels": float(equal)}
+    facts: dict[str, Any] = {
+        "points": len(distances),
+        "clusters": int(labels.max()) + 1,
+        "equal_labels": float(equal),
+    }
     return compare(f"clustering, {preset}", functions, rounds, limit_s, **facts)
 
 
@@ -143,7 +153,12 @@ def compare_rle(masks: np.ndarray, rounds: int, limit_s: float) -> Comparison:
         "pycocotools": one_by_one,
         "pycocotools, stacked": all_at_once,
     }
-    facts = {"masks": len(masks), "height": masks.shape[1], "width": masks.shape[2], "equal_bytes": float(equal)}
+    facts: dict[str, Any] = {
+        "masks": len(masks),
+        "height": masks.shape[1],
+        "width": masks.shape[2],
+        "equal_bytes": float(equal),
+    }
     return compare("RLE", functions, rounds, limit_s, **facts)
 
 
@@ -184,7 +199,7 @@ def compare_decoder(model: Sam2Model, picture: Picture, num_prompts: int, rounds
     }
     for function in functions.values():
         function()
-    return compare("prompt decode", functions, rounds, limit_s, prompts=len(points))
+    return compare("prompt decode", functions, rounds, limit_s, device=str(model.device), prompts=len(points))
 
 
 @torch.no_grad()

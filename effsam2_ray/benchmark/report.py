@@ -10,6 +10,13 @@ from effsam2_ray.benchmark.timing import Spread
 
 MIB = 2**20
 
+HEADER = """# Benchmarks
+
+Each section is what one run of `jobs/benchmark.py` measured; its command stands below its title. Compare figures within
+a section only. Ratios were measured side by side, in turns, in one process. Prompts are those that the method's source
+reports (107 and 213 an image): a picture's own medoids, cut or filled up with random points to that number.
+"""
+
 
 def markdown(results: Mapping[str, Any], command: str, chart: str | None = None) -> str:
     """Return a page of tables.
@@ -23,6 +30,21 @@ def markdown(results: Mapping[str, Any], command: str, chart: str | None = None)
     return "\n".join([*_opening(results, command), *_ratios(results), *_steps(results), *_comparisons(results)]) + (
         "\n" + "\n".join([*_rates(results), *_growth(results, chart)]) + "\n"
     )
+
+
+def with_section(page: str, section: str) -> str:
+    """Return a page with a section in place of the one of the same title, or at its end.
+
+    Args:
+        page: Markdown whose sections begin with ``## ``; "" begins a new one.
+        section: what `markdown` returns.
+    """
+    opening, *sections = f"\n{page or HEADER}".split("\n## ")
+    title = section.removeprefix("## ").splitlines()[0]
+    kept = [each for each in sections if each.splitlines()[0] != title]
+    place = next((n for n, each in enumerate(sections) if each.splitlines()[0] == title), len(sections))
+    kept.insert(place, section.removeprefix("## "))
+    return "\n\n## ".join(part.strip() for part in [opening, *kept]) + "\n"
 
 
 def curves_of(results: Mapping[str, Any]) -> list[Curve]:
@@ -44,6 +66,8 @@ def _opening(results: Mapping[str, Any], command: str) -> Iterator[str]:
     yield f"## {model['name']}, {model['device']}, {model['dtype']}\n"
     if model["note"]:
         yield f"**{model['note'][0].upper()}{model['note'][1:]}.**\n"
+    if model["compile_s"] is not None:
+        yield f"Compiled; the cold start took {model['compile_s']:.0f} s.\n"
     yield (
         f"By `{command}` on {machine['date']}, on {where} (load {machine['load_average_1min']:.1f} when it began); "
         f"torch {machine['versions']['torch']}. "

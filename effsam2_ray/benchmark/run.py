@@ -22,6 +22,7 @@ from effsam2_ray.benchmark.steps import Step, label_picture, measure_steps
 from effsam2_ray.benchmark.timing import Spread, peak_memory
 from effsam2_ray.errors import ConfigError
 from effsam2_ray.labeller import Labeller
+from effsam2_ray.model.compiled import compile_model
 from effsam2_ray.model.sam2 import Sam2Model
 from effsam2_ray.model.weights import load_model
 from effsam2_ray.numerics import check_numerics
@@ -51,6 +52,7 @@ class Settings:
         quick: few rounds, no growth curves, the demo weights' steps only once.
         num_pictures: pictures of the steps and the end-to-end figures.
         batch_size: pictures that the encoder sees at once in the images/s figures.
+        compile: run compiled code (`effsam2_ray.model.compiled`); what that costs at the start is measured.
     """
 
     weights: str = "demo"
@@ -61,6 +63,7 @@ class Settings:
     quick: bool = False
     num_pictures: int = 2
     batch_size: int = 1
+    compile: bool = False
 
 
 def load(settings: Settings) -> Sam2Model:
@@ -100,12 +103,14 @@ def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         say: takes a line before each part.
     """
     started = time.perf_counter()
+    begun_on = machine()
     model, pictures = load(settings), load_pictures(settings)
     labellers = _labellers(model, settings, pictures)
+    compile_s = compile_model(model, settings.batch_size) if settings.compile else None
     rounds = 3 if settings.quick else 9
     results: dict[str, Any] = {
-        "machine": machine(),
-        "model": _describe(model, settings, labellers["low_latency"]),
+        "machine": begun_on,
+        "model": {**_describe(model, settings, labellers["low_latency"]), "compile_s": compile_s},
         "pictures": [{"name": picture.name, "height_width": picture.size_hw} for picture in pictures],
     }
     say("limits of the device")

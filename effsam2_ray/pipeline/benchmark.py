@@ -102,8 +102,10 @@ def ray_vs_bare(labeller: Labeller, weights: str, pictures: Sequence[Picture], s
     return RayCost(bare, rate, taken[num_short] - num_short / rate, num_long, cpus)
 
 
-def segmenter_busy_share(num_images: int = 640) -> float:
-    """Return the share of the time, from its first call to its last, that a segmenter's device was at work.
+def segmenter_busy_share(num_images: int = 800) -> float:
+    """Return the share of time that a segmenter's device was at work, over the second half of a job.
+
+    In the first half its clustering actors start, which takes seconds each on a small machine, but only once a job.
 
     The job is the real one with the defaults of a GPU, on two CPUs or more; only the model sleeps instead of
     computing, and so does the attention that a clustering actor is given.
@@ -124,8 +126,13 @@ def segmenter_busy_share(num_images: int = 640) -> float:
 
 
 def busy_share(calls: str) -> float:
-    """Return the share of time inside calls, from lines of their first and last second; calls do not overlap."""
+    """Return the share of time inside the second half of calls that do not overlap.
+
+    Args:
+        calls: a line for each, its first and last second.
+    """
     spans = sorted((float(start), float(end)) for start, end in (line.split() for line in calls.splitlines()))
+    spans = spans[len(spans) // 2 :]
     return sum(end - start for start, end in spans) / (spans[-1][1] - spans[0][0])
 
 
@@ -163,7 +170,7 @@ class SleepingModel:
         """Sleep for each picture."""
         if images[0].shape[:2] == _SLEEP_HW:
             self._sleep(ENCODE_S * len(images))
-        points = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32))
+        points = _four_groups()
         captured = {head: SleepingHead(points, points, (8, 8)) for head in heads}
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         return [EncodedImage(captured, size, (float(size[0]), float(size[1])), None) for size in sizes]
@@ -192,6 +199,13 @@ class SleepingHead(CapturedHead):
         """Sleep, then return a small matrix."""
         time.sleep(CLUSTER_S)
         return super().attention()
+
+
+def _four_groups() -> torch.Tensor:
+    """Return queries of 64 patches that look at their own quarter, so that each quarter gives a prompt."""
+    random = np.random.default_rng(0)
+    points = np.repeat(6 * np.eye(4, 8), 16, axis=0) + 0.1 * random.normal(size=(64, 8))
+    return torch.from_numpy(points.astype(np.float32))
 
 
 def _bare_rate(labeller: Labeller, pictures: Sequence[Picture], seconds: float) -> float:
