@@ -21,11 +21,12 @@ from effsam2_ray.commands import (
     manifest,
     plan,
     presets,
+    remerge,
     show,
 )
 from effsam2_ray.errors import EffSam2Error, OutputError, StoppedError, TooManyFailuresError
 
-COMMANDS = (label, evaluate, calibrate, manifest, plan, presets, show, check, compare, export, frames)
+COMMANDS = (label, remerge, evaluate, calibrate, manifest, plan, presets, show, check, compare, export, frames)
 
 EXIT_OK, EXIT_CONFIG, EXIT_FAILURES, EXIT_STOPPED = 0, 2, 3, 4
 

@@ -17,6 +17,7 @@ second driver writes the same name with the same rows.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -154,5 +155,8 @@ class OutputFolder:
     def put_failures(self, failures: Iterable[Mapping[str, Any]]) -> None:
         """Write the failures table, one row a failed image."""
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in failures], schema=_FAILURES), buffer)
+        with pq.ParquetWriter(buffer, _FAILURES, compression="zstd") as writer:
+            rows = map(dict, failures)
+            while batch := list(itertools.islice(rows, 10_000)):
+                writer.write_table(pa.Table.from_pylist(batch, schema=_FAILURES))
         put_bytes(self.meta_uri("failures.parquet"), buffer.getvalue(), self.storage_options)

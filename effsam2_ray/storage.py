@@ -67,6 +67,9 @@ _TRANSIENT_CLASSES = frozenset(
     "IncompleteRead IncompleteReadError ProtocolError ResponseStreamingError".split()
 )
 
+# Packages whose errors need not be OSErrors.
+_CLIENT_PACKAGES = frozenset("botocore aiobotocore aiohttp gcsfs google azure adlfs ossfs ocifs".split())
+
 _filesystems: dict[Any, Any] = {}
 _filesystems_lock = threading.Lock()
 
@@ -134,13 +137,21 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retrying(action: Callable[[], T]) -> T:
-    """Call `action` until it succeeds, fails for good, or has failed `RETRY.attempts` times."""
+    """Call `action` until it succeeds, fails for good, or has failed `RETRY.attempts` times.
+
+    Raises:
+        PermissionError: there are no credentials, or they do not do.
+        OSError: any other error of a storage's client.
+        Whatever else `action` raises.
+    """
     for attempt in range(1, RETRY.attempts + 1):
         try:
             return action()
         except Exception as error:
             if attempt >= RETRY.attempts or not is_transient(error):
-                raise
+                if (plain := _as_os_error(error)) is error:
+                    raise
+                raise plain from error
         # Full jitter: readers that were refused together do not come back together.
         time.sleep(random.uniform(0, min(RETRY.longest_s, RETRY.base_s * 2**attempt)))
     raise AssertionError("RETRY.attempts must be 1 or more")
@@ -372,6 +383,15 @@ def _store(fs: Any) -> str:
 def is_s3(fs: Any) -> bool:
     """Return whether a filesystem is S3 through s3fs."""
     return _store(fs) == "s3" and hasattr(fs, "call_s3")
+
+
+def _as_os_error(error: Exception) -> Exception:
+    """Return an error of a storage's client as an OSError; any other as it is."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    if isinstance(error, OSError) or not packages & _CLIENT_PACKAGES:
+        return error
+    kind = PermissionError if failure_status(error) == "denied" else OSError
+    return kind(f"{type(error).__name__}: {error}")
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -21,7 +21,7 @@ from effsam2_ray.benchmark.chart import growth_svg
 from effsam2_ray.benchmark.report import curves_of, markdown, with_section
 from effsam2_ray.benchmark.run import Settings, load_labellers, load_pictures, measure
 from effsam2_ray.errors import EffSam2Error
-from effsam2_ray.pipeline.benchmark import ray_vs_bare, segmenter_busy_share
+from effsam2_ray.pipeline.benchmark import ray_vs_bare, rerun_cost, segmenter_busy_share
 
 QUICK_RAY_S, RAY_S = 25.0, 90.0
 
@@ -58,11 +58,17 @@ def _add_ray(results: dict, settings: Settings) -> None:
     _say("through Ray beside the bare labeller")
     preset = "high_quality"
     pictures = load_pictures(settings)
-    labeller = load_labellers(settings, pictures)[preset]
+    labellers = load_labellers(settings, pictures)
     weights = "" if settings.random_weights else settings.weights
-    cost = ray_vs_bare(labeller, weights, pictures, QUICK_RAY_S if settings.quick else RAY_S)
+    cost = ray_vs_bare(labellers[preset], weights, pictures, QUICK_RAY_S if settings.quick else RAY_S)
     results["ray"] = {**dataclasses.asdict(cost), "preset": preset}
     results["ratios"]["ray_vs_bare"] = cost.ratio
+    if not settings.quick:
+        _say("two presets in one pass, merging anew")
+        reruns = rerun_cost(labellers, weights, pictures, RAY_S)
+        results["reruns"] = dataclasses.asdict(reruns)
+        results["ratios"]["second_preset_vs_run_of_its_own"] = 1 / reruns.second_preset
+        results["ratios"]["remerge_vs_label"] = reruns.remerge_vs_label
     _say("scheduling alone")
     results["segmenter_busy_share"] = segmenter_busy_share()
 

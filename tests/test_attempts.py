@@ -5,6 +5,7 @@ import json
 import pytest
 
 from effsam2_ray.output import OutputFolder
+from effsam2_ray.pipeline import attempts
 from effsam2_ray.pipeline.attempts import MAX_DEATHS, AttemptLog
 
 HERE = {"node": "n1", "job": "j1"}
@@ -72,3 +73,13 @@ def test_a_record_that_cannot_be_understood_is_ignored(tmp_path, text: str):
     folder.mkdir(parents=True)
     (folder / "u.json").write_text(text)
     assert not log(tmp_path).begin("u").alone
+
+
+def test_a_record_that_may_not_be_removed_costs_nothing(tmp_path, monkeypatch):
+    def deny(uri: str, storage_options: object) -> None:
+        raise PermissionError("AccessDenied")
+
+    monkeypatch.setattr(attempts, "delete", deny)
+    attempt = log(tmp_path).begin("u")
+    log(tmp_path).end(attempt)
+    assert (tmp_path / "_meta" / "attempts" / "u.json").exists()

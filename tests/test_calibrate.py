@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,13 @@ def test_mistakes_are_told_before_anything_is_labelled(scenes, tmp_path, capsys)
     assert numbers("1,2") == (1, 2) and place("0.5,1") == (0.5, 1.0)
     with pytest.raises(SystemExit):
         run(scenes, tmp_path / "table.json", "--show-patch", "2,0")
+
+
+def test_no_head_is_chosen_where_nothing_could_be_scored(scenes, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for path in (data / "images").iterdir():
+        path.write_bytes(b"no picture")
+    assert run(data, tmp_path / "table.json", "--blocks", "7", "--heads", "0") == 2
+    assert "no picture of data could be scored with any head" in capsys.readouterr().err
+    assert not (tmp_path / "table.json").exists()

@@ -308,3 +308,14 @@ def test_bsds_errors_are_of_the_picture(tmp_path: Path):
     (tmp_path / "groundTruth" / "12.mat").write_bytes(b"MATLAB 7.3 MAT-file" + bytes(200))
     with pytest.raises(AnnotationError, match="12.mat is no BSDS file"):
         truth.objects(truth.image_uris[0])
+
+
+def test_the_digest_changes_with_a_mask(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
+    Image.new("L", (8, 6), 255).save(tmp_path / "masks" / "a.png")
+    first = open_dataset(str(tmp_path)).digest()
+    assert open_dataset(str(tmp_path)).digest() == first
+    Image.new("L", (8, 6), 1).save(tmp_path / "masks" / "a.png")
+    assert open_dataset(str(tmp_path)).digest() != first

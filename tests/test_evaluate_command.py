@@ -190,9 +190,11 @@ def test_mistakes_are_told_before_anything_is_labelled(scenes, tmp_path, capsys)
     assert run(scenes, tmp_path / "out", "--methods", "fast") == 2
     assert run(scenes, tmp_path / "out", "--methods", "low_latency", "--reference", "grid:9") == 2
     assert run(tmp_path, tmp_path / "out", "--methods", "low_latency") == 2
+    assert run(scenes, tmp_path / "out", "--methods", "grid:4", "--target-prompts", "9") == 2
     assert not (tmp_path / "out").exists()
     text = capsys.readouterr().err
     assert "a method must be" in text and "no line is called 'grid:9'; there are low_latency" in text
+    assert "a suggestion needs a method whose prompts come from clusters" in text
 
 
 def test_the_configuration_in_the_summary_is_the_resolved_one(evaluated):
@@ -202,3 +204,18 @@ def test_the_configuration_in_the_summary_is_the_resolved_one(evaluated):
     assert (config.attention.block, config.attention.head) == (entry["block"], entry["head"])
     assert config.merge.method == "nms" and entry["block"] is not None
     assert summary["methods"]["grid:4+nms"]["block"] is None
+
+
+def test_changed_annotations_are_scored_anew(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_scenes(data, 1, (96, 128))
+    assert run(data, out, "--methods", "low_latency") == 0
+    before = json.loads((out / "summary.json").read_text())["methods"]["low_latency"]
+    annotations = json.loads((data / "annotations.json").read_text())
+    largest = max(annotations["annotations"], key=lambda item: item["area"])
+    annotations["annotations"] = [largest]
+    (data / "annotations.json").write_text(json.dumps(annotations))
+    assert run(data, out, "--methods", "low_latency") == 0
+    assert "scored anew: low_latency" in capsys.readouterr().out
+    after = json.loads((out / "summary.json").read_text())["methods"]["low_latency"]
+    assert after["best_iou"] != before["best_iou"] and after["num_prompts"] == before["num_prompts"]

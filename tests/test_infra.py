@@ -311,3 +311,23 @@ def test_the_readme_tells_every_placeholder():
         for placeholder in re.findall(r"(?:ami-)?REPLACE[-_]ME(?:[-_][A-Z]+)*", path.read_text()):
             name = placeholder if placeholder.startswith("ami") else placeholder.replace("-", "_")
             assert name == "REPLACE_ME" or f"`{name}`" in readme, f"{name} of {path.name}"
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [
+        ("_meta/attempts/u.json", True),
+        ("_meta/driver.json", True),
+        ("low_latency/_meta/attempts/u.merge.json", True),  # --preset a,b
+        ("runs/grid-32/_meta/driver.json", True),  # evaluate
+        ("per_image/part-grid-32-u.parquet", True),  # its scores, made anew
+        ("part-u.parquet", False),
+        ("low_latency/part-u.parquet", False),
+        ("low_latency/_meta/work_list.parquet", False),
+    ],
+)
+def test_only_signs_of_work_and_scores_may_be_removed(key: str, allowed: bool):
+    statements = load(INFRA / "aws" / "data-policy.json")["Statement"]
+    [resources] = [s["Resource"] for s in statements if s["Action"] == ["s3:DeleteObject"]]
+    resource = f"arn:aws:s3:::REPLACE_ME_OUTPUT_BUCKET/REPLACE_ME_OUTPUT_PREFIX/{key}"
+    assert any(fnmatch.fnmatchcase(resource, pattern) for pattern in resources) == allowed

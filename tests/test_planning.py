@@ -160,3 +160,21 @@ def test_prices_and_rates_are_more_than_nothing(option: list[str], capsys):
     with pytest.raises(SystemExit):
         main(["plan", "x", *option])
     assert "must be more than 0" in capsys.readouterr().err
+
+
+def test_a_plan_takes_work_lists_and_preset_files(inputs: Path, tmp_path: Path, capsys):
+    listed = str(tmp_path / "list.parquet")
+    assert main(["manifest", str(inputs / "lone"), "--output", listed]) == 0
+    (tmp_path / "my.yaml").write_text("cluster: {min_cluster_size: 7}")
+    plan = ["plan", "--gpu-hour-price", "1", "--rate", "5"]
+    capsys.readouterr()
+    assert main([*plan, "--work-list", listed, "--preset", str(tmp_path / "my.yaml")]) == 0
+    assert capsys.readouterr().out.startswith("5 images, ")
+    for wrong, message in (
+        (["--set", "a.b=3", str(inputs / "lone")], "unknown section 'a'"),
+        (["--preset", "fast", str(inputs / "lone")], "unknown preset 'fast'"),
+        (["--work-list", listed, str(inputs / "lone")], "give --work-list alone"),
+        ([], "nothing to plan"),
+    ):
+        assert main([*plan, *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import effsam2_ray
+from effsam2_ray import cli
 
 PACKAGE = Path(effsam2_ray.__file__).parent
 MODULES = sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "jobs").glob("*.py")])
@@ -46,6 +47,11 @@ def test_everything_public_is_documented(path: Path):
             for method in node.body:
                 if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and not method.name.startswith("_"):
                     assert ast.get_docstring(method), f"{node.name}.{method.name} has no docstring"
+
+
+def test_every_command_can_be_called():
+    modules = {path.stem for path in (PACKAGE / "commands").glob("*.py")} - {"__init__", "arguments", "data_set"}
+    assert {command.__name__.rpartition(".")[2] for command in cli.COMMANDS} == modules
 
 
 def test_package_says_that_it_is_typed():

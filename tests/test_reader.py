@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import time
@@ -156,6 +157,16 @@ def test_rows_of_a_table_that_hold_no_picture(tmp_path: Path):
     records = read_all(build_work_list([f"{tmp_path}/t.parquet"], num_segmenters=1))
     assert outcome(records) == [b"x", "null", b"beside", "missing", "null", "empty", "denied"]
     assert [record.row for record in records] == list(range(7))
+
+
+def test_any_rows_of_a_table(tmp_path: Path):
+    pq.write_table(pa.table({"image": [b"%d" % row for row in range(30)]}), tmp_path / "t.parquet", row_group_size=7)
+    first, *others = build_work_list([f"{tmp_path}/t.parquet"], num_segmenters=1).units()
+    images = first.images + tuple(image for unit in others for image in unit.images)
+    wanted = tuple(images[row] for row in (0, 1, 5, 6, 7, 20, 29))
+    records = read_unit(dataclasses.replace(first, images=wanted))
+    assert [(record.row, record.data) for record in records] == [(row, b"%d" % row) for row in (0, 1, 5, 6, 7, 20, 29)]
+    assert read_unit(dataclasses.replace(first, images=())) == []
 
 
 def test_an_image_of_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -166,7 +166,9 @@ def test_inputs_and_a_work_list_exclude_each_other(together, pictures, tmp_path,
 
 def test_merging_anew_equals_a_fresh_run_with_those_settings(together, pictures, tmp_path):
     root, _ = together
-    summary = remerge(str(root / "high_quality"), str(tmp_path / "new"), OTHER_MERGE, say=quiet)
+    words = [word for text in OTHER_MERGE for word in ("--set", text)]
+    assert main(["remerge", str(root / "high_quality"), "--output", str(tmp_path / "new"), *words]) == 0
+    summary = json.loads((tmp_path / "new/_meta/summary.json").read_text())
     fresh = job(pictures, tmp_path / "fresh", CONFIGS["high_quality"].with_overrides(OTHER_MERGE))
     expected = label(fresh, quiet)
     assert rows_of(tmp_path / "new") == rows_of(tmp_path / "fresh") != rows_of(root / "high_quality")

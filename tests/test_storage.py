@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from object_store import FaultProxy, ObjectStore, s3, s3_endpoint  # noqa: F401  fixtures
+from ray_head import free_port
 
 from effsam2_ray import storage, uris
+from effsam2_ray.cli import main
 from effsam2_ray.errors import InputError
 from effsam2_ray.storage import (
     Retry,
@@ -218,6 +220,44 @@ def test_transient_errors_are_retried_and_permanent_ones_are_not():
     with pytest.raises(TimeoutError):
         retrying(lambda: fail_with(TimeoutError("stalled"), 99))
     assert len(calls) == 4
+
+
+def test_errors_of_a_storage_client_are_os_errors(monkeypatch: pytest.MonkeyPatch):
+    from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(PermissionError, match="NoCredentialsError: Unable to locate credentials"):
+        retrying(lambda: fail(NoCredentialsError()))
+    with pytest.raises(OSError, match="EndpointConnectionError: .*127.0.0.1:9"):
+        retrying(lambda: fail(EndpointConnectionError(endpoint_url="http://127.0.0.1:9")))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "check s3://nobody/run",
+        "label s3://nobody/in --dry-run --output s3://nobody/out",
+        "export s3://nobody/run --format coco --output s3://nobody/coco",
+        "show s3://nobody/run",
+        "evaluate s3://nobody/data --methods low_latency --output s3://nobody/report",
+        "frames s3://nobody/clip.mp4 --output s3://nobody/frames",
+        "compare s3://nobody/a s3://nobody/b",
+        "manifest s3://nobody/in --output s3://nobody/list.parquet",
+        "plan s3://nobody/in --gpu-hour-price 1 --rate 1",
+        "calibrate s3://nobody/data --output s3://nobody/heads.json",
+        "remerge s3://nobody/run --output s3://nobody/new",
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_one_line(words: str, monkeypatch, capsys):
+    # A port on which nothing listens; the retries of conftest are short.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port('127.0.0.1')}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr(storage, "RETRY", storage.Retry(attempts=1))
+    assert main(words.split()) == 2
+    assert "EndpointConnectionError" in capsys.readouterr().err
 
 
 def test_statuses_of_errors():

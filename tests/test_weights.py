@@ -336,3 +336,20 @@ def test_the_demo_weights_are_named_as_such() -> None:
     assert (info.name, info.is_demo, info.image_size) == ("demo", True, 512)
     assert check_weights(str(fetch.demo_file("sam2_demo.pt"))) == info
     read_state_dict(fetch.demo_file("sam2_demo.pt"))
+
+
+def test_a_table_given_wins_over_the_shipped_one(tmp_path: Path):
+    table = tmp_path / "heads.json"
+    table.write_text(json.dumps({"demo": {"block": 5, "head": 1}}))
+    assert check_weights("demo", heads_table=str(table)).default_head == (5, 1)
+
+
+def test_the_demo_weights_head_is_the_first_of_a_calibration_with_these_weights():
+    info = check_weights("demo")
+    table = json.loads(fetch.demo_file("sam2_demo_heads.json").read_text())
+    assert list(table) == [info.weights_sha256]
+    [entry] = table.values()
+    ranking = entry["evidence"]["ranking"]
+    assert (ranking[0]["block"], ranking[0]["head"]) == (entry["block"], entry["head"]) == info.default_head
+    assert {(each["block"], each["head"]) for each in ranking} == set(info.all_heads)
+    assert entry["evidence"]["num_images"] >= 40 and info.head_source.startswith("effsam2 calibrate on ")

@@ -28,7 +28,7 @@ def markdown(results: Mapping[str, Any], command: str, chart: str | None = None)
         chart: file name of the growth curves' picture, beside the page.
     """
     return "\n".join([*_opening(results, command), *_ratios(results), *_steps(results), *_comparisons(results)]) + (
-        "\n" + "\n".join([*_rates(results), *_growth(results, chart)]) + "\n"
+        "\n" + "\n".join([*_rates(results), *_reruns(results), *_growth(results, chart)]) + "\n"
     )
 
 
@@ -175,7 +175,25 @@ def _growth(results: Mapping[str, Any], chart: str | None) -> Iterator[str]:
         yield "| ms a picture | " + " | ".join(_ms(seconds) for seconds in curve["seconds"]) + " |"
         yield "| images/s | " + " | ".join(f"{1 / seconds['median']:.3g}" for seconds in curve["seconds"]) + " |"
         note = curve["note"]
-    yield f"\nPower {curve['power']:.2f} at the upper end ({growth}). {note[0].upper()}{note[1:]}.\n"
+        yield f"\nPower {curve['power']:.2f} at the upper end ({growth}). {note[0].upper()}{note[1:]}.\n"
+
+
+def _reruns(results: Mapping[str, Any]) -> Iterator[str]:
+    if "reruns" not in results:
+        return
+    reruns = results["reruns"]
+    yield f"### Runs that share work, {reruns['num_images']} images\n"
+    yield "| what | ms an image |"
+    yield "| --- | --- |"
+    for preset, seconds in reruns["alone_s"].items():
+        yield f"| {preset}, a run of its own through Ray | {1e3 * seconds:.1f} |"
+    yield f"| all in one pass through Ray | {1e3 * reruns['together_s']:.1f} |"
+    for preset, seconds in reruns["bare_label_s"].items():
+        yield f"| {preset}, bare labeller, one thread | {1e3 * seconds:.1f} |"
+    for preset, seconds in reruns["remerge_s"].items():
+        candidates = reruns["candidates"][preset]
+        yield f"| {preset}, merged anew from {candidates:.1f} candidates an image, one thread | {1e3 * seconds:.2f} |"
+    yield ""
 
 
 def _ms(seconds: Mapping[str, float]) -> str:

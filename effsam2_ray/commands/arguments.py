@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from effsam2_ray.config import Config, load_preset_file, preset_config
 from effsam2_ray.errors import ConfigError
 
 if TYPE_CHECKING:  # importing Ray takes seconds; `effsam2 --help` need not wait for it
@@ -83,6 +84,11 @@ def _option_value(text: str) -> Any:
         except ValueError as error:
             raise ConfigError(f"a storage option that starts with {text[:1]!r} must be JSON: {error}") from error
     return text
+
+
+def preset_or_file(name: str) -> Config:
+    """Return the configuration of a preset, or that in a YAML file."""
+    return load_preset_file(name) if name.endswith((".yaml", ".yml")) else preset_config(name)
 
 
 def positive(text: str) -> int:

@@ -17,10 +17,11 @@ from effsam2_ray.commands.arguments import (
     closing_lines,
     names,
     positive,
+    preset_or_file,
     run_options,
     storage_options,
 )
-from effsam2_ray.config import PRESETS, Config, PromptSettings, load_preset_file, preset_config
+from effsam2_ray.config import PRESETS, Config, PromptSettings
 from effsam2_ray.errors import ConfigError
 
 if TYPE_CHECKING:  # importing Ray takes seconds; `effsam2 --help` need not wait for it
@@ -107,15 +108,11 @@ def _print_plan(jobs: Sequence[LabelJob]) -> None:
 def _configs(arguments: argparse.Namespace) -> list[Config]:
     configs = []
     for name in arguments.preset or ("",):
-        config = load_preset_file(name) if _is_file(name) else preset_config(name)
+        config = preset_or_file(name)
         if arguments.prompts:
             config = dataclasses.replace(config, prompts=PromptSettings.parse(arguments.prompts))
         configs.append(config.with_overrides(arguments.overrides))
     return configs
-
-
-def _is_file(preset: str) -> bool:
-    return preset.endswith((".yaml", ".yml"))
 
 
 def _outputs(output: str, configs: Sequence[Config]) -> list[str]:

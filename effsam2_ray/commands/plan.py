@@ -11,9 +11,11 @@ from effsam2_ray.commands.arguments import (
     add_storage_arguments,
     names,
     positive,
+    preset_or_file,
     storage_options,
 )
-from effsam2_ray.config import PRESETS
+from effsam2_ray.config import PRESETS, Config
+from effsam2_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from effsam2_ray.inputs.work_list import WorkList
@@ -30,12 +32,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command."""
     parser = commands.add_parser("plan", help="estimate GPU hours, cost and output size of a job")
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="folder, glob, tar shards, Parquet, or a manifest; any fsspec URI")
-    add("--preset", default="low_latency", choices=PRESETS, help="default: %(default)s")
+    add("inputs", nargs="*", metavar="INPUT", help="folder, glob, tar shards, Parquet, or a manifest; any fsspec URI")
+    add("--work-list", metavar="RUN|FILE", help="take the images of an earlier run, or of `effsam2 manifest`, instead")
+    add(
+        "--preset",
+        default="low_latency",
+        metavar="P",
+        help=f"{', '.join(PRESETS)}, or a YAML file; default: low_latency",
+    )
     add("--set", dest="overrides", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="may be repeated")
     add_model_arguments(parser)
     add("--gpu-hour-price", type=_amount, required=True, metavar="X", help="price of one GPU (its node) for an hour")
-    add("--rate", type=_amount, metavar="R", help="images/s of one segmenter; else a probe measures it here")
+    add(
+        "--rate",
+        type=_amount,
+        metavar="R",
+        help="images/s of one segmenter; else a probe of the weights tells",
+    )
     add("--probe", type=positive, metavar="N", help="images that are labelled here; default: 8, none with --rate")
     add("--num-gpus", type=_amount, default=1.0, metavar="F", help="GPUs of one segmenter; default: 1")
     add("--hours", type=_amount, default=12.0, metavar="H", help="when the job should be done; default: 12")
@@ -47,21 +60,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import sys
-
-    from effsam2_ray.inputs.listing import build_work_list
-    from effsam2_ray.inputs.listing_progress import ListingProgress
     from effsam2_ray.planning import Rates, estimate
 
-    work_list = build_work_list(
-        arguments.inputs,
-        image_column=arguments.image_column,
-        limit=arguments.limit,
-        storage_options=storage_options(arguments.storage_option),
-        progress=ListingProgress(lambda line: print(line, file=sys.stderr, flush=True)),
-    )
+    config = preset_or_file(arguments.preset).with_overrides(arguments.overrides)
+    work_list = _work_list(arguments)
     num_probed = arguments.probe or (0 if arguments.rate else 8)
-    probed = _probe(arguments, work_list, num_probed) if num_probed else None
+    probed = _probe(arguments, config, work_list, num_probed) if num_probed else None
     if arguments.rate:
         output_bytes = probed.rates.output_bytes if probed else ASSUMED_OUTPUT_BYTES
         rates = Rates(arguments.rate, output_bytes, ASSUMED_CLUSTER_ACTORS, ASSUMED_CPUS)
@@ -81,18 +85,41 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(arguments: argparse.Namespace, work_list: WorkList, num_images: int) -> Probe:
-    from effsam2_ray.config import preset_config
+def _work_list(arguments: argparse.Namespace) -> WorkList:
+    import sys
+
+    from effsam2_ray.inputs.listing import build_work_list
+    from effsam2_ray.inputs.listing_progress import ListingProgress
+    from effsam2_ray.inputs.work_list import load_work_list
+
+    options = storage_options(arguments.storage_option)
+    if arguments.work_list:
+        if arguments.inputs or arguments.image_column or arguments.limit:
+            raise ConfigError("give --work-list alone; inputs, --limit and --image-column are settled in it")
+        return load_work_list(arguments.work_list, options)
+    if not arguments.inputs:
+        raise ConfigError("nothing to plan: give inputs, or a work list")
+    return build_work_list(
+        arguments.inputs,
+        image_column=arguments.image_column,
+        limit=arguments.limit,
+        storage_options=options,
+        progress=ListingProgress(lambda line: print(line, file=sys.stderr, flush=True)),
+    )
+
+
+def _probe(arguments: argparse.Namespace, config: Config, work_list: WorkList, num_images: int) -> Probe:
     from effsam2_ray.labeller import Labeller
     from effsam2_ray.probe import probe
 
     labeller = Labeller.from_weights(
         arguments.weights,
-        config=preset_config(arguments.preset).with_overrides(arguments.overrides),
+        config=config,
         model_config=arguments.model_config,
         heads_table=arguments.heads_table,
         device=arguments.device,
         dtype=arguments.dtype,
+        batch_size=arguments.batch_size or 1,
     )
     found = probe(work_list, labeller, num_images, storage_options(arguments.storage_option))
     kind = labeller.model.device.type

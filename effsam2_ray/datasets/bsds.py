@@ -22,10 +22,11 @@ from effsam2_ray.uris import redact
 
 @dataclass(frozen=True)
 class BsdsRecord:
-    """One picture and its MATLAB file."""
+    """One picture and its MATLAB file; `version` is that of the latter."""
 
     image_uri: str
     mat_uri: str
+    version: str
 
     def load(self, storage_options: StorageOptions = None, image_bytes: bytes | None = None) -> ImageTruth:
         """Return one set of objects a person; errors as `ImageRecord.load`."""
@@ -70,7 +71,7 @@ def open_bsds(files: Files, pictures: Files, storage_options: StorageOptions, na
         if picture is None:
             missing.append(stem(mat))
         else:
-            records.append(BsdsRecord(pictures.uri(picture), files.uri(mat)))
+            records.append(BsdsRecord(pictures.uri(picture), files.uri(mat), files.versions[mat]))
     return GroundTruth(
         name=name,
         format="bsds",

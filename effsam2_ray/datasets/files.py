@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,10 +22,12 @@ class Files:
     Attributes:
         root: canonical URI of the folder.
         names: paths relative to it, sorted.
+        versions: size and ETag (or modification time) of each, by name.
     """
 
     root: str
     names: tuple[str, ...]
+    versions: Mapping[str, str]
 
     def uri(self, name: str) -> str:
         """Return the URI of a file."""
@@ -84,7 +86,8 @@ def list_files(folder: str, storage_options: StorageOptions) -> Files:
         raise InputError(f"cannot list {redact(broken.uri)}: {broken.error}")
     if not found:
         raise InputError(f"there is no file below {redact(root)}")
-    return Files(root, tuple(sorted(info.uri[len(root) + 1 :] for info in found)))
+    versions = {info.uri[len(root) + 1 :]: f"{info.size_bytes} {info.etag}" for info in found}
+    return Files(root, tuple(sorted(versions)), versions)
 
 
 def read_file(uri: str, storage_options: StorageOptions, image_uri: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,10 @@ from effsam2_ray.uris import redact
 
 
 class ImageRecord(Protocol):
-    """One picture of a data set and where its annotations are: small and picklable, to be sent to a worker."""
+    """One picture of a data set and where its annotations are: small and picklable, to be sent to a worker.
+
+    Its `repr` changes with its annotations.
+    """
 
     @property
     def image_uri(self) -> str:
@@ -76,6 +80,10 @@ class GroundTruth:
     def objects(self, image_uri: str) -> ImageTruth:
         """Return what is known of one picture; errors as `ImageRecord.load` and `record`."""
         return self.record(image_uri).load(self.storage_options)
+
+    def digest(self) -> str:
+        """Return what changes with any annotation: their text, or size and ETag of their files."""
+        return hashlib.sha256("\n".join(map(repr, self.records)).encode()).hexdigest()
 
     def limited(self, num: int) -> GroundTruth:
         """Return the same data set with its first `num` pictures only."""

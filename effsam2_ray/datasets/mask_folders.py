@@ -42,10 +42,11 @@ _MASK_ENDS = re.compile(r"[-_ ](mask|masks|gt|seg|segmentation|label|labels|inst
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """One picture and its mask file."""
+    """One picture and its mask file; `version` is that of the latter."""
 
     image_uri: str
     mask_uri: str
+    version: str
     kind: MaskKind = "auto"
 
     def load(self, storage_options: StorageOptions = None, image_bytes: bytes | None = None) -> ImageTruth:
@@ -110,7 +111,9 @@ def open_mask_folders(
     kind: MaskKind = {"masks": "binary", "instances": "labels"}.get(format or "", "auto")  # type: ignore[assignment]
     picture_files = files if images is None else images
     pairs, missing = _pair(pictures, masks)
-    records = (MaskRecord(picture_files.uri(picture), files.uri(mask), kind) for picture, mask in pairs)
+    records = (
+        MaskRecord(picture_files.uri(picture), files.uri(mask), files.versions[mask], kind) for picture, mask in pairs
+    )
     bare = set(pictures) - {picture for picture, _ in pairs}
     notes = (f"{len(bare)} pictures have no mask and are left out ({some(bare)}).",) if bare else ()
     return GroundTruth(

@@ -16,10 +16,11 @@ from effsam2_ray.uris import redact
 
 @dataclass(frozen=True)
 class Sa1bRecord:
-    """One picture and its JSON file, which is read when it is asked for."""
+    """One picture and its JSON file, which is read when it is asked for; `version` is that of the latter."""
 
     image_uri: str
     json_uri: str
+    version: str
 
     def load(self, storage_options: StorageOptions = None, image_bytes: bytes | None = None) -> ImageTruth:
         """Return the objects; errors as `ImageRecord.load`."""
@@ -64,7 +65,9 @@ def open_sa1b(files: Files, storage_options: StorageOptions, name: str) -> Groun
             f"{redact(files.uri(pairs[0][1]))} is no SA-1B JSON: it needs `image` and `annotations`; has "
             f"{', '.join(sorted(first)[:9])}. Other forms (labelme) must be turned into COCO JSON first"
         )
-    records = (Sa1bRecord(files.uri(picture), files.uri(json_name)) for picture, json_name in pairs)
+    records = (
+        Sa1bRecord(files.uri(picture), files.uri(json_name), files.versions[json_name]) for picture, json_name in pairs
+    )
     return GroundTruth(
         name=name,
         format="sa1b",

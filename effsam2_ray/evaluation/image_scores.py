@@ -87,16 +87,19 @@ class KnownTruth:
         return [patch_labels(truth_label_map(self.truth, number), grid_hw) for number in marked]
 
 
-def scoring_digest(posts: Sequence[Post], limits: FilterSettings, *, with_single_object: bool, among: str) -> str:
-    """Return a digest of all that decides a method's scores, given its candidates and the truth.
+def scoring_digest(
+    posts: Sequence[Post], limits: FilterSettings, *, truth: str, with_single_object: bool, among: str
+) -> str:
+    """Return a digest of all that decides a method's scores, given its candidates.
 
     Args:
         posts: the method's.
         limits: the method's filters.
+        truth: digest of what is known of the pictures.
         with_single_object: see `score_rows`.
         among: names of the methods that share prompts equally, "" where none do.
     """
-    values = [repr(posts), repr(limits), with_single_object, among, SCORING_VERSION]
+    values = [repr(posts), repr(limits), truth, with_single_object, among, SCORING_VERSION]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ longer the one that was listed gives rows with status `changed`, since what lies
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,10 +183,10 @@ def _read_through(
 
 
 def _read_table(unit: Unit, shard: Shard, storage_options: StorageOptions) -> list[ImageRecord]:
-    first = unit.images[0].row
-    assert first is not None
     kept = tuple(name for name, _ in unit.kept_types)
-    rows = read_rows(shard, first, first + len(unit.images), kept, storage_options)
+    rows: list[ParquetRow] = []
+    for first, end in _row_ranges(unit.images):
+        rows += read_rows(shard, first, end, kept, storage_options)
     with ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
         folder = parent_uri(shard.uri)
         return list(
@@ -194,6 +195,16 @@ def _read_table(unit: Unit, shard: Shard, storage_options: StorageOptions) -> li
                 zip(unit.images, rows, strict=True),
             )
         )
+
+
+def _row_ranges(images: Sequence[ImageRef]) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the end of each stretch of consecutive rows."""
+    rows = [image.row for image in images if image.row is not None]
+    assert len(rows) == len(images)
+    cuts = [0, *(n for n in range(1, len(rows)) if rows[n] != rows[n - 1] + 1), len(rows)]
+    for start, end in itertools.pairwise(cuts):
+        if start < end:
+            yield rows[start], rows[end - 1] + 1
 
 
 def _table_record(

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
-
-from effsam2_ray.errors import ConfigError
+from effsam2_ray.errors import ConfigError, InputError
 from effsam2_ray.model.interface import Head
+from effsam2_ray.storage import read_bytes
 from effsam2_ray.uris import redact_text
 
 _LARGE = "unverified: the source's head 2 of layer 22 (windowed) moved to the nearest global block"
@@ -181,9 +180,8 @@ def load_heads_table(source: str) -> dict[str, tuple[Head, str]]:
     """
     shown = redact_text(source)
     try:
-        with fsspec.open(source, "rt") as file:
-            table = json.load(file)
-    except (OSError, ValueError, ImportError) as error:
+        table = json.loads(read_bytes(source))
+    except (OSError, ValueError, InputError) as error:
         raise ConfigError(f"cannot read the table of heads {shown}: {redact_text(str(error))}") from error
     if not isinstance(table, Mapping):
         raise ConfigError(f"the table of heads {shown} must be a JSON object; got {type(table).__name__}")

@@ -185,11 +185,12 @@ def _load(
     backbone = recognise(state)
     is_demo = path == demo_file("sam2_demo.pt")
     name = DEMO if is_demo else backbone.name if backbone and not model_config else Path(model_config or path).stem
-    table = load_heads_table(heads_table) if heads_table else {}
+    tables = [load_heads_table(heads_table)] if heads_table else []
     if is_demo and demo_file(DEMO_HEADS).is_file():
-        table = {**load_heads_table(str(demo_file(DEMO_HEADS))), **table}
+        tables.append(load_heads_table(str(demo_file(DEMO_HEADS))))
     default = (backbone.default_head, backbone.head_source) if backbone and not model_config else None
-    default_head: tuple[Head, str] | None = table.get(digest) or table.get(name) or default
+    found = (table.get(digest) or table.get(name) for table in tables)
+    default_head: tuple[Head, str] | None = next(filter(None, found), default)
 
     config = DEMO_CONFIG if is_demo and not model_config else model_config
     if config is None and backbone is None:

@@ -9,6 +9,7 @@ was alone when its process died `MAX_DEATHS` times is `crashed`; one that was al
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -97,8 +98,12 @@ class AttemptLog:
         put_bytes(self._uri(attempt.unit_id), json.dumps(asdict(attempt)).encode(), self._output.storage_options)
 
     def end(self, attempt: Attempt) -> None:
-        """Remove the record of a unit that was labelled to its end."""
-        delete(self._uri(attempt.unit_id), self._output.storage_options)
+        """Remove the record of a unit that was labelled to its end.
+
+        Where removing is forbidden the record stays, which blames no image as long as the unit's part is there.
+        """
+        with contextlib.suppress(PermissionError):
+            delete(self._uri(attempt.unit_id), self._output.storage_options)
 
     def _load(self, unit_id: str) -> Attempt | None:
         uri, options = self._uri(unit_id), self._output.storage_options

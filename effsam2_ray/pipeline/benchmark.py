@@ -1,12 +1,18 @@
-"""What Ray costs: the whole job beside the bare labeller, and its scheduling alone with a model that sleeps."""
+"""What Ray costs: the whole job beside the bare labeller, and its scheduling alone with a model that sleeps.
+
+And what runs save that share work: several presets in one pass, and merging anew from stored candidates.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,14 +22,18 @@ import torch
 
 from effsam2_ray.attention import CapturedHead
 from effsam2_ray.benchmark.pictures import Picture, drawn_pictures
+from effsam2_ray.config import Config
 from effsam2_ray.labeller import Labeller
 from effsam2_ray.model.interface import Decoded, EncodedImage, Head, ModelInfo
 from effsam2_ray.model.sam2 import Sam2Model
 from effsam2_ray.model.weights import check_weights
+from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline import graph, segmenter
 from effsam2_ray.pipeline.cluster import connect, disconnect
-from effsam2_ray.pipeline.label import LabelJob, label
+from effsam2_ray.pipeline.label import LabelJob, label, label_together
 from effsam2_ray.pipeline.options import RunOptions
+from effsam2_ray.pipeline.writer import summarize
+from effsam2_ray.runs.remerging import remerge_part
 
 # One H100 with SAM 2.1 large at the goal of 40 images a second, and what a CPU then does for each picture.
 ENCODE_S, DECODE_S, CLUSTER_S = 0.014, 0.011, 0.03
@@ -64,42 +74,95 @@ def ray_vs_bare(labeller: Labeller, weights: str, pictures: Sequence[Picture], s
         pictures: gone through again and again.
         seconds: about how long each side works.
     """
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_cpu = labeller.model.device.type == "cpu"
+    cpus = _num_cpus()
     threads = torch.get_num_threads()
     torch.set_num_threads(cpus)
     try:
         bare = _bare_rate(labeller, pictures, seconds / 2)
         num_short = 4 * cpus
         num_long = num_short + max(num_short, round(bare * seconds))
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder)
-            if not weights:
-                assert isinstance(labeller.model, Sam2Model)
-                weights = str(root / f"{labeller.model.info.name}.pt")
-                torch.save({"model": labeller.model.module.state_dict()}, weights)
-            options = RunOptions(
-                device=labeller.model.device.type,
-                num_segmenters=(cpus, cpus) if on_cpu else None,
-                num_cluster_actors=0 if on_cpu else None,
-            )
-            started_here = connect(None)
-            try:
-                taken = {}
-                for count in (num_short, num_long):
-                    inputs = _write(root / f"pictures-{count}", pictures, count)
-                    job = LabelJob((inputs,), str(root / f"run-{count}"), labeller.config, weights, options=options)
-                    start = time.perf_counter()
-                    label(job, _say_nothing)
-                    taken[count] = time.perf_counter() - start
-            finally:
-                if started_here:
-                    disconnect()
+        with _workplace(labeller, weights) as (root, weights):
+            taken = {}
+            for count in (num_short, num_long):
+                inputs = _write(root / f"pictures-{count}", pictures, count)
+                job = LabelJob((inputs,), str(root / f"run-{count}"), labeller.config, weights)
+                taken[count] = _timed(partial(label, _on_all_cpus(job, labeller), _say_nothing))
         bare = (bare + _bare_rate(labeller, pictures, seconds / 2)) / 2
     finally:
         torch.set_num_threads(threads)
     rate = (num_long - num_short) / (taken[num_long] - taken[num_short])
     return RayCost(bare, rate, taken[num_short] - num_short / rate, num_long, cpus)
+
+
+@dataclass(frozen=True)
+class RerunCost:
+    """Seconds an image of runs through Ray, their starts left out, and of merging anew.
+
+    Attributes:
+        alone_s: by preset, of a run of its own.
+        together_s: of one run that writes them all.
+        bare_label_s: by preset, of one process with one thread and no Ray.
+        remerge_s: by preset, of reading, merging and writing a part anew, in such a process.
+        num_images: images of the long runs.
+        candidates: by preset, candidates an image.
+    """
+
+    alone_s: dict[str, float]
+    together_s: float
+    bare_label_s: dict[str, float]
+    remerge_s: dict[str, float]
+    num_images: int
+    candidates: dict[str, float]
+
+    @property
+    def second_preset(self) -> float:
+        """What the presets after the first add in one pass, over what they cost in runs of their own."""
+        first, *others = self.alone_s.values()
+        return (self.together_s - first) / sum(others)
+
+    @property
+    def remerge_vs_label(self) -> dict[str, float]:
+        """How many times faster than labelling merging anew is."""
+        return {preset: self.bare_label_s[preset] / seconds for preset, seconds in self.remerge_s.items()}
+
+
+def rerun_cost(
+    labellers: Mapping[str, Labeller], weights: str, pictures: Sequence[Picture], seconds: float
+) -> RerunCost:
+    """Label pictures with each preset alone and with all in one pass, then merge the runs anew.
+
+    Args:
+        labellers: by preset; one model.
+        weights: as in `ray_vs_bare`.
+        pictures: gone through again and again.
+        seconds: about how long the run of the costliest preset takes.
+    """
+    bare = {preset: 1 / _bare_rate(labeller, pictures, seconds / 4) for preset, labeller in labellers.items()}
+    num_short = 4 * _num_cpus()
+    num_long = num_short + max(num_short, round(_num_cpus() * seconds / max(bare.values())))
+    some = next(iter(labellers.values()))
+    taken: dict[str, list[float]] = {}
+    remerge_s, candidates = {}, {}
+    with _workplace(some, weights) as (root, weights):
+        for count in (num_short, num_long):
+            inputs = _write(root / f"pictures-{count}", pictures, count)
+            jobs = {
+                preset: _on_all_cpus(
+                    LabelJob((inputs,), str(root / f"{preset}-{count}"), labeller.config, weights), some
+                )
+                for preset, labeller in labellers.items()
+            }
+            for preset, job in jobs.items():
+                taken.setdefault(preset, []).append(_timed(partial(label, job, _say_nothing)))
+            together = [dataclasses.replace(job, output=f"{job.output}-together") for job in jobs.values()]
+            taken.setdefault("", []).append(_timed(partial(label_together, together, _say_nothing)))
+        for preset, labeller in labellers.items():
+            remerge_s[preset], candidates[preset] = _remerge_seconds(
+                root / f"{preset}-{num_long}", root / f"{preset}-anew", labeller.config
+            )
+    an_image = {name: (long - short) / (num_long - num_short) for name, (short, long) in taken.items()}
+    together_s = an_image.pop("")
+    return RerunCost(an_image, together_s, bare, remerge_s, num_long, candidates)
 
 
 def segmenter_busy_share(num_images: int = 800) -> float:
@@ -218,6 +281,58 @@ def _bare_rate(labeller: Labeller, pictures: Sequence[Picture], seconds: float) 
         labeller.label_batch(batched)
         count += len(batched)
     return count / elapsed
+
+
+def _remerge_seconds(run: Path, output: Path, config: Config) -> tuple[float, float]:
+    """Return seconds and candidates an image of a run's parts, merged with another threshold and written."""
+    source, target = OutputFolder(str(run)), OutputFolder(str(output))
+    changed = config.with_overrides(["merge.thresh=0.6"])
+    num_images = num_candidates = 0
+    start = time.perf_counter()
+    for unit_id in sorted(source.finished_units()):
+        rows, _ = remerge_part(source.read_part(unit_id), changed)
+        target.put_part(unit_id, rows, summarize(unit_id, rows, []))
+        num_images += len(rows)
+        num_candidates += sum(filter(None, rows["num_candidates"].to_pylist()))
+    return (time.perf_counter() - start) / num_images, num_candidates / num_images
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _workplace(labeller: Labeller, weights: str) -> Iterator[tuple[Path, str]]:
+    """Start Ray if there is none; give a folder that is removed at the end, and weights that a job can load."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        if not weights:
+            assert isinstance(labeller.model, Sam2Model)
+            weights = str(root / f"{labeller.model.info.name}.pt")
+            torch.save({"model": labeller.model.module.state_dict()}, weights)
+        started_here = connect(None)
+        try:
+            yield root, weights
+        finally:
+            if started_here:
+                disconnect()
+
+
+def _on_all_cpus(job: LabelJob, labeller: Labeller) -> LabelJob:
+    on_cpu = labeller.model.device.type == "cpu"
+    options = RunOptions(
+        device=labeller.model.device.type,
+        num_segmenters=(_num_cpus(), _num_cpus()) if on_cpu else None,
+        num_cluster_actors=0 if on_cpu else None,
+        keep_candidates=True,
+    )
+    return dataclasses.replace(job, options=options)
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def _write(folder: Path, pictures: Sequence[Picture], count: int) -> str:

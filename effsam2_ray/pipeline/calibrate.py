@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from effsam2_ray.config import ClusterSettings, Config
-from effsam2_ray.errors import ConfigError, ImageError
+from effsam2_ray.errors import ConfigError, ImageError, InputError
 from effsam2_ray.evaluation.attention_figure import figure
 from effsam2_ray.evaluation.chart import Bar, bars, below
 from effsam2_ray.evaluation.ranking import (
@@ -35,7 +35,7 @@ from effsam2_ray.pipeline.comparison import ComparisonJob, compare, open_truth
 from effsam2_ray.pipeline.scoring import run_tasks
 from effsam2_ray.show.run_images import spread_positions
 from effsam2_ray.storage import StorageOptions, put_bytes, read_bytes
-from effsam2_ray.uris import redact_text
+from effsam2_ray.uris import redact, redact_text
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,11 @@ def calibrate(job: CalibrateJob, say: Callable[[str], None] = print) -> dict[str
         for post in method.posts
     }
     ranking = rank_heads(lines, job.bootstrap)
+    if ranking[0].score is None:
+        raise InputError(
+            f"no picture of {truth.name} could be scored with any head: they were not labelled, their annotations do "
+            f"not fit, or they hold no object; {redact(comparison.work)}/per_image says which"
+        )
     evidence = {
         "data_set": truth.name,
         "num_images": len(truth.records),

@@ -60,7 +60,7 @@ def evaluate(job: EvaluateJob, say: Callable[[str], None] = print) -> dict[str, 
     beside `runs/` and `per_image/`.
 
     Raises:
-        ConfigError: two methods of one name, or a reference that no line has.
+        ConfigError: two methods of one name, a reference that no line has, or no method to suggest.
         And what `compare` raises.
     """
     groups = {"methods": job.methods, "ablation": job.ablation, "sweep": job.sweep}
@@ -69,6 +69,9 @@ def evaluate(job: EvaluateJob, say: Callable[[str], None] = print) -> dict[str, 
         reference = find_reference(methods, job.reference)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    wants_suggestion = job.target_prompts is not None or job.target_s is not None
+    if wants_suggestion and not any(method.is_clustered for method in job.sweep or methods):
+        raise ConfigError("a suggestion needs a method whose prompts come from clusters, or a sweep of one")
     truth = open_truth(job.comparison)
     for note in truth.notes:
         say(f"Note: {note}")

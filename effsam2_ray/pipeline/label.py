@@ -27,7 +27,17 @@ from effsam2_ray.pipeline.heartbeat import heartbeat, other_driver
 from effsam2_ray.pipeline.options import RunOptions, failure_limit
 from effsam2_ray.pipeline.payload import UnitTask
 from effsam2_ray.pipeline.progress import Progress
-from effsam2_ray.pipeline.runs import FailureCount, Run, describe, freeze, open_runs, read_summaries, sum_up, unit_tasks
+from effsam2_ray.pipeline.runs import (
+    FailureCount,
+    Run,
+    describe,
+    freeze,
+    kept_summary,
+    open_runs,
+    read_summaries,
+    sum_up,
+    unit_tasks,
+)
 from effsam2_ray.pipeline.segmenter import SegmenterSpec
 from effsam2_ray.pipeline.writer import WriterSpec
 from effsam2_ray.schema import RESERVED_COLUMNS, run_schema
@@ -188,7 +198,7 @@ def _label(
         told: set[str] = set()
         with closing(_work(tasks, runs, job, info, layout, work_list, run_id)) as written_parts:
             for summary in written_parts:
-                summaries[summary["run"]].append(summary)
+                summaries[summary["run"]].append(kept_summary(summary))
                 if (warning := summary["warning"]) and warning not in told:
                     told.add(warning)
                     say(f"Warning: {warning}")

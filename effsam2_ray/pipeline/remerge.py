@@ -23,7 +23,7 @@ from effsam2_ray.pipeline.heartbeat import heartbeat
 from effsam2_ray.pipeline.label import stop_signals
 from effsam2_ray.pipeline.payload import UnitTask, from_table
 from effsam2_ray.pipeline.progress import Progress
-from effsam2_ray.pipeline.runs import freeze, open_runs, sum_up, unit_tasks
+from effsam2_ray.pipeline.runs import freeze, kept_summary, open_runs, sum_up, unit_tasks
 from effsam2_ray.pipeline.writer import summarize
 from effsam2_ray.runs.remerging import remerge_part
 from effsam2_ray.storage import StorageOptions
@@ -130,7 +130,7 @@ def _remerge(
             Progress(work_list.num_images, done, lambda: "") as progress,
         ):
             for summary in rows:
-                summaries.append(summary)
+                summaries.append(kept_summary(summary))
                 progress.add(summary)
     return sum_up(runs[0], work_list, summaries, started, say)
 

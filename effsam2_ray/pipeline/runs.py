@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
 import time
@@ -223,6 +224,11 @@ class FailureCount:
             )
 
 
+def kept_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to keep in memory of a written unit's summary: of its failures the first, all are in its part."""
+    return {**summary, "failures": summary["failures"][:1]}
+
+
 def sum_up(
     run: Run,
     work_list: WorkList,
@@ -235,7 +241,7 @@ def sum_up(
     Args:
         run: the run.
         work_list: its list.
-        summaries: summaries of the units written by this call.
+        summaries: of the units written by this call, as `kept_summary` keeps them.
         started: when this call started, seconds since the epoch.
         say: takes lines for the user.
 
@@ -243,12 +249,16 @@ def sum_up(
         OutputError: the parts do not hold a row for every image.
     """
     output = run.output
-    units = [*read_summaries(output, work_list, run.kept()), *summaries]
     statuses: Counter[str] = Counter()
     step_s: Counter[str] = Counter()
-    for unit in units:
+    totals: Counter[str] = Counter()
+    with_failures: set[str] = set()
+    for unit in itertools.chain(read_summaries(output, work_list, run.kept()), summaries):
         statuses.update(unit["statuses"])
         step_s.update(unit["step_s"])
+        totals.update({name: unit[name] for name in ("masks", "prompts", "collapsed")})
+        if unit["failures"]:
+            with_failures.add(unit["unit"])
     num_images = sum(statuses.values())
     if num_images != work_list.num_images:
         raise OutputError(f"{output.uri} has {num_images} rows for {work_list.num_images} images")
@@ -258,16 +268,17 @@ def sum_up(
         "images": num_images,
         "statuses": dict(statuses),
         "units": len(work_list),
-        "masks": sum(unit["masks"] for unit in units),
-        "prompts_per_image": sum(unit["prompts"] for unit in units) / max(1, labelled),
-        "collapsed": sum(unit["collapsed"] for unit in units),
+        "masks": totals["masks"],
+        "prompts_per_image": totals["prompts"] / max(1, labelled),
+        "collapsed": totals["collapsed"],
         "step_s_per_image": {step: seconds / max(1, labelled) for step, seconds in step_s.items()},
         "images_this_time": sum(unit["images"] for unit in summaries),
         "elapsed_s": elapsed_s,
         "images_per_s": sum(unit["images"] for unit in summaries) / elapsed_s,
         "output": redact(output.uri),
     }
-    output.put_failures(failure for unit in units for failure in unit["failures"])
+    failed = read_summaries(output, work_list, frozenset(with_failures))
+    output.put_failures(failure for unit in failed for failure in unit["failures"])
     output.put_json("summary.json", summary)
     if summary["collapsed"] > COLLAPSED_WARNING_SHARE * max(1, labelled):
         say(

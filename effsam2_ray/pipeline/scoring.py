@@ -116,7 +116,7 @@ def score_runs(
     Raises:
         StoppedError: scoring failed for good; the same call goes on.
     """
-    _forget_changed(runs, output, with_single_object, say)
+    _forget_changed(runs, output, truth, with_single_object, say)
     work_list = load_work_list(runs[0].folder.uri, output.storage_options)
     done = output.finished_units()
     by_uri = {record.image_uri: record for record in truth.records}
@@ -232,14 +232,20 @@ def _budgets(task: ScoreTask) -> dict[int, int]:
 
 
 def _forget_changed(
-    runs: Sequence[ScoredRun], output: OutputFolder, with_single_object: bool, say: Callable[[str], None]
+    runs: Sequence[ScoredRun],
+    output: OutputFolder,
+    truth: GroundTruth,
+    with_single_object: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Remove the scores of methods that are now scored in another way, and remember how each is."""
+    known = truth.digest()
     among = ",".join(sorted(run.slug for run in runs))
     now = {
         run.slug: scoring_digest(
             run.posts,
             run.limits,
+            truth=known,
             with_single_object=with_single_object,
             among=among if any(post.equal_prompts for post in run.posts) else "",
         )
@@ -248,7 +254,7 @@ def _forget_changed(
     before = output.read_json("scoring.json") or {}
     changed = [slug for slug, digest in now.items() if slug in before and before[slug] != digest]
     if changed:
-        say(f"Scored in another way than before, so scored anew: {', '.join(changed)}")
+        say(f"Annotations or the way of scoring changed, so scored anew: {', '.join(changed)}")
         unit_ids = load_work_list(runs[0].folder.uri, output.storage_options).unit_ids
         stale = {f"{slug}-{unit_id}" for slug in changed for unit_id in unit_ids} & output.finished_units()
         for part_id in sorted(stale):

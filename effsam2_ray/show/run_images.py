@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from effsam2_ray.errors import ImageError, InputError
 from effsam2_ray.images import STATUSES, decode_image
 from effsam2_ray.inputs.reader import ImageRecord, read_unit
-from effsam2_ray.inputs.work_list import ImageRef, Unit, WorkList
+from effsam2_ray.inputs.work_list import Unit, WorkList
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.rle import Rle
 from effsam2_ray.storage import StorageOptions, exists, open_seekable, read_bytes, stat
@@ -116,8 +116,7 @@ class Run:
         wanted = tuple(image for image in unit.images if image.image_uid in labelled)
         records = {
             record.image_uid: record
-            for piece in _pieces(unit, wanted)
-            for record in read_unit(piece, self.storage_options)
+            for record in read_unit(dataclasses.replace(unit, images=wanted), self.storage_options)
         }
         for row in rows:
             picture, note = None, ""
@@ -179,16 +178,6 @@ def _read_rows(folder: OutputFolder, unit: Unit, places: Sequence[int]) -> list[
         except pa.ArrowException as error:
             raise InputError(f"{uri} is not a part of a run: {error}") from error
     return rows
-
-
-def _pieces(unit: Unit, images: Sequence[ImageRef]) -> Iterator[Unit]:
-    """Yield units of some of a unit's images; those of a Parquet file hold consecutive rows only, as they must."""
-    if unit.kind != "parquet":
-        if images:
-            yield dataclasses.replace(unit, images=tuple(images))
-        return
-    for _, run in itertools.groupby(enumerate(images), key=lambda pair: (pair[1].row or 0) - pair[0]):
-        yield dataclasses.replace(unit, images=tuple(image for _, image in run))
 
 
 def _decode(record: ImageRecord | None, size_hw: tuple[int, int]) -> tuple[np.ndarray | None, str]:
