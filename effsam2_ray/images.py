@@ -120,7 +120,7 @@ def rgb_array(image: Image.Image) -> np.ndarray:
         ImageError: `unsupported` for a colour mode without a conversion to RGB.
     """
     file_format = image.format  # a transposed copy forgets it
-    image = _upright(image)
+    image = turn_upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _rgb_from_deep_grey(image, file_format)
     try:
@@ -213,7 +213,8 @@ def _box_overruns(data: bytes) -> bool:
     return offset != len(data)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Return an opened picture as its EXIF orientation, or that of its XMP, says that it is shown."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # EXIF that breaks its own format says nothing of orientation; viewers show the picture as it is

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from effsam2_ray import rle
+from effsam2_ray.config import Config
 from effsam2_ray.demo.scenes import draw_scene
+from effsam2_ray.fingerprint import fingerprint
 from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.inputs.work_list import ImageRef, Unit, WorkList, WorkListWriter, unit_id
+from effsam2_ray.model.interface import ModelInfo
 from effsam2_ray.output import OutputFolder
+from effsam2_ray.runs import reading
 from effsam2_ray.schema import build_table, run_schema
 from effsam2_ray.storage import put_bytes
 
 SIZE_HW = (72, 96)
+INFO = ModelInfo("demo", "sam2", 512, 32, (5, 6, 7), (4, 4, 4), 32, 7, 0, "", 0.8, 0.95, "abc", True)
 Row = dict[str, Any]
 
 
@@ -105,7 +112,7 @@ def put_run(
     """Write a run; `make_row(number, image)` gives each row, None leaves it out."""
     output = OutputFolder(str(folder), **options)
     put_bytes(output.meta_uri("work_list.parquet"), work_list.to_bytes(), output.storage_options)
-    output.put_json("job.json", {"fingerprint": {}, "inputs": {"uris": list(work_list.summary.inputs)}})
+    output.put_json("job.json", {"fingerprint": job_fingerprint({"uris": list(work_list.summary.inputs)})})
     schema = run_schema(work_list.kept_schema, keep_candidates=False)
     number = 0
     for unit in work_list.units():
@@ -113,6 +120,26 @@ def put_run(
         number += len(rows)
         output.put_part(unit.unit_id, build_table([row for row in rows if row is not None], schema), {})
     return str(folder)
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return a counter that from now on counts how often each part is fetched."""
+    counts: Counter[str] = Counter()
+    read_bytes = reading.read_bytes
+
+    def counted(uri: str, *arguments: Any) -> bytes:
+        counts[uri.rsplit("/", 1)[-1]] += 1
+        return read_bytes(uri, *arguments)
+
+    monkeypatch.setattr(reading, "read_bytes", counted)
+    return counts
+
+
+def job_fingerprint(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return what `job.json` of a real run says of its settings."""
+    return fingerprint(
+        Config(), INFO, dtype="float32", device_type="cpu", keep_candidates=False, model_config_sha256="", inputs=inputs
+    )
 
 
 def scene_run(folder: Path, names: Sequence[str], unit_size: int = 3, failed: Sequence[int] = ()) -> str:

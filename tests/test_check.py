@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from example_run import (
     SIZE_HW,
+    count_reads,
     cut_again,
     draw_pictures,
     failed_row,
@@ -81,6 +82,12 @@ class TestSoundRun:
         assert found.rates()["coverage"] == pytest.approx(np.mean(covered), abs=1e-12)
         assert found.rates()["failed_rate"] == pytest.approx(1 / 6)
         assert sorted(map(len, masks))[2] == found.masks_quantile(0.5)
+
+    def test_each_part_is_fetched_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = scene_run(tmp_path, NAMES)
+        fetched = count_reads(monkeypatch)
+        check(run)
+        assert fetched == Counter(path.name for path in Path(run).glob("*.parquet")) and len(fetched) == 2
 
     def test_processes_find_the_same(self, tmp_path: Path) -> None:
         run = scene_run(tmp_path, NAMES, unit_size=1, failed=[2])

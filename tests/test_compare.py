@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from example_run import (
     SIZE_HW,
@@ -65,6 +66,12 @@ def jittered(seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     masks = scene_masks(seed)
     return [np.roll(mask, rng.integers(0, 3), axis=1) for mask in masks if rng.random() < 0.8]
+
+
+def one_row_batches(uids: np.ndarray) -> pa.Table:
+    """Return a table with a batch for each row, as buckets of large runs are."""
+    tables = [pa.table({"image_uid": [uid], "masks": [[f"mask {uid}" * 50, "another"]]}) for uid in uids.tolist()]
+    return pa.concat_tables(tables)
 
 
 class TestFigures:
@@ -197,6 +204,38 @@ class TestJoining:
         (task,) = joining.join_tasks(run, run, ["image_uid"], str(tmp_path))
         table = joining.read_side(task, "a", run.folder, ["image_uid"])
         assert table is not None and table[joining.PLACE_COLUMN].to_pylist() == list(range(150))
+
+    def test_rows_are_found_in_many_small_batches(self) -> None:
+        rng = np.random.default_rng(3)
+        table_a, table_b = one_row_batches(rng.permutation(150)), one_row_batches(rng.permutation(200) + 50)
+        table_b = pa.concat_tables([table_b.slice(0, 0), table_b, table_b.slice(20, 30)])  # no rows; rows again
+        pairs = list(joining.matched_batches(table_a, table_b))
+        assert [first.num_rows for first, _ in pairs] == [64, 36]
+        found_a, found_b = (pa.Table.from_batches(side).to_pylist() for side in zip(*pairs, strict=True))
+        assert [row["image_uid"] for row in found_b] == [row["image_uid"] for row in found_a]
+        assert found_a == [row for row in table_a.to_pylist() if row["image_uid"] >= 50]
+        assert sorted(found_b, key=lambda row: row["image_uid"]) == sorted(
+            (row for row in table_b.slice(0, 200).to_pylist() if row["image_uid"] < 150),
+            key=lambda row: row["image_uid"],
+        )
+
+    def test_work_does_not_grow_with_the_square_of_the_rows(self) -> None:
+        pool = pa.default_memory_pool()
+        allocated = []
+        for num_rows in (250, 1000):
+            table = one_row_batches(np.arange(num_rows))
+            before = pool.total_bytes_allocated()
+            assert sum(first.num_rows for first, _ in joining.matched_batches(table, table)) == num_rows
+            allocated.append(pool.total_bytes_allocated() - before)
+        assert allocated[1] < 5 * allocated[0]  # 16 times with the square
+
+    def test_columns_of_more_than_two_gib_of_text_are_joined(self) -> None:
+        schema = pa.schema([("image_uid", pa.int64()), ("masks", pa.list_(pa.string()))])
+        row = pa.table({"image_uid": [0], "masks": [["x" * 1_000_000]]}, schema)  # held once
+        uids = pa.chunked_array([[uid] for uid in range(2200)])
+        table = pa.concat_tables([row] * len(uids)).set_column(0, "image_uid", uids)
+        ((first, second),) = joining.matched_batches(table, table.slice(2199))
+        assert first["image_uid"].to_pylist() == second["image_uid"].to_pylist() == [2199]
 
     def test_no_image_in_common_is_an_input_error(self, tmp_path: Path, listed: WorkList) -> None:
         elsewhere = build_work_list([draw_pictures(tmp_path / "elsewhere", NAMES[:2])])

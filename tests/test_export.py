@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,39 @@ import pytest
 import yaml
 from example_run import (
     SIZE_HW,
+    count_reads,
     cut_again,
     draw_pictures,
     failed_row,
     image_row,
+    job_fingerprint,
     mask_value,
     put_run,
     scene_masks,
     scene_run,
 )
 from object_store import ObjectStore, s3, s3_endpoint  # noqa: F401  fixtures
-from PIL import Image
+from PIL import ExifTags, Image, JpegImagePlugin, features
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from effsam2_ray import rle
+from effsam2_ray.cli import main
 from effsam2_ray.commands import export as export_command
+from effsam2_ray.datasets import open_dataset
+from effsam2_ray.demo.scenes import draw_scene
 from effsam2_ray.errors import ConfigError
+from effsam2_ray.images import decode_image
 from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.inputs.work_list import ImageRef, image_uid
+from effsam2_ray.output import OutputFolder
 from effsam2_ray.runs.export import export_run
 from effsam2_ray.runs.export.items import ExportOptions
 from effsam2_ray.runs.export.label_maps import fill_gaps
-from effsam2_ray.runs.export.names import ImageNamer, input_root
+from effsam2_ray.runs.export.names import ImageNamer, input_root, run_inputs
 from effsam2_ray.runs.export.polygons import join_rings, pixel_rings, simplify, trace_rings
-from effsam2_ray.runs.export.yolo import mask_lines
+from effsam2_ray.runs.export.turning import upright_picture
+from effsam2_ray.runs.export.yolo import mask_lines, yolo_name
 
 NAMES = ["a/0.png", "a/1.png", "b/2.jpg", "b/3.png", "b/4.png", "c.d/5.png", "6.png"]
 """The picture of each name is the drawn scene of its number."""
@@ -286,7 +295,8 @@ class TestYolo:
     def test_folder_is_laid_out_as_yolo_wants_it(self, run: str, tmp_path: Path) -> None:
         export(run, tmp_path / "yolo", "yolo", with_pictures=True)
         data = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
-        assert data["names"] == {0: "object"} and (data["train"], data["val"]) == ("images", "images")
+        # Without `path`, Ultralytics takes the folder of the file itself.
+        assert data == {"names": {0: "object"}, "train": "images", "val": "images"}
         kept = [name for name in NAMES if name != NAMES[FAILED]]
         labels = [f"labels/{name.rsplit('.', 1)[0]}.txt" for name in kept]
         assert files(tmp_path / "yolo") == sorted(
@@ -295,6 +305,29 @@ class TestYolo:
         for name in kept:
             lines = (tmp_path / "yolo" / "labels" / name).with_suffix(".txt").read_text().splitlines()
             assert len(lines) == len(scene_masks(seed_of(name)))
+
+    def test_ultralytics_finds_the_labels_of_every_picture(self, tmp_path: Path) -> None:
+        names = ["train/images/0.png", "train/images_/0.png", "images/images/images.png", "val/labels/images__/3.png"]
+        run = scene_run(tmp_path, names)
+        folder = tmp_path / "images" / "yolo"
+        export(run, folder, "yolo", with_pictures=True)
+        found = [str(path) for path in (folder / "images").rglob("*.png")]
+        labels = {"/labels/".join(path.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt": path for path in found}
+        assert sorted(labels) == sorted(str(folder / name) for name in files(folder) if name.endswith(".txt"))
+        seeds = {(tmp_path / "pictures" / name).read_bytes(): seed for seed, name in enumerate(names)}
+        assert len(labels) == len(seeds) == 4
+        for label, picture in labels.items():
+            expected = scene_masks(seeds[Path(picture).read_bytes()])
+            assert len(Path(label).read_text().splitlines()) == len(expected)
+
+    def test_folders_called_images_get_another_name(self) -> None:
+        names = ["a/images/1", "images/images_/images", "images__/Images/my images", "images"]
+        assert [yolo_name(name) for name in names] == [
+            "a/images_/1",
+            "images_/images__/images",
+            "images___/Images/my images",
+            "images",
+        ]
 
     def test_exact_polygons_give_the_masks_back_but_for_the_ties(self, run: str, tmp_path: Path) -> None:
         export(run, tmp_path / "yolo", "yolo", polygon_tolerance=0.0)
@@ -499,8 +532,134 @@ class TestNames:
         assert parts[0] == "0" and "" not in parts and ".." not in parts and "\0" not in name
         assert all(len(part.encode()) < 220 for part in parts)
 
+    @pytest.mark.parametrize("from_list", [False, True])
+    def test_names_do_not_hang_on_the_working_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_list: bool
+    ) -> None:
+        draw_pictures(tmp_path / "here" / "frames", ["0.png", "a/1.png"])
+        monkeypatch.chdir(tmp_path / "here")
+        work_list = build_work_list(["frames/"])
+        run = put_run(tmp_path / "run", work_list, lambda number, image: image_row(image, scene_masks(number)))
+        if from_list:  # a run made with --work-list
+            job = {"fingerprint": job_fingerprint({"work_list": work_list.digest})}
+            OutputFolder(run).put_json("job.json", job)
+        monkeypatch.chdir(tmp_path)
+        export(run, tmp_path / "maps", "label-png")
+        assert files(tmp_path / "maps") == ["0.png", "_meta/export.json", "a/1.png"]
+
+    def test_inputs_are_where_the_job_writes_them(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        from effsam2_ray.pipeline.label import LabelJob, _describe_inputs
+
+        monkeypatch.chdir(tmp_path)
+        job = {"fingerprint": job_fingerprint(_describe_inputs(LabelJob(("photos", "s3://b/x.tar"), "out")))}
+        assert run_inputs(job, ["photos"]) == [f"file://{tmp_path}/photos", "s3://b/x.tar"]
+        assert run_inputs({"fingerprint": job_fingerprint({"work_list": "abc"})}, ["s3://b/x"]) == ["s3://b/x"]
+        assert run_inputs(None, ["s3://b/x"]) == ["s3://b/x"]
+
+
+STORED_HW = (40, 60)
+
+
+def stored_picture(kind: str, orientation: int, mode: str = "RGB") -> bytes:
+    """Return a picture of a bright block on black, at the top left of what is stored."""
+    pixels = np.zeros((*STORED_HW, 3), np.uint8)
+    pixels[2:11, 3:21] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    settings = {"JPEG": {"quality": 90, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, exif=exif, icc_profile=b"a profile", **settings)
+    return buffer.getvalue()
+
+
+def bright(path: Path) -> np.ndarray:
+    """Return where a picture is bright, for loaders that leave EXIF alone."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L")) > 127
+
+
+class TestTurnedPictures:
+    KINDS = (("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P"), ("WEBP", "RGB"))
+    KINDS += (("TIFF", "RGB"), ("TIFF", "1"), ("AVIF", "RGB"))
+
+    def turned_run(self, folder: Path, kind: str, mode: str) -> str:
+        (folder / "pictures").mkdir()
+        for orientation in range(1, 9):
+            (folder / "pictures" / f"{orientation}.{kind.lower()}").write_bytes(stored_picture(kind, orientation, mode))
+
+        def make_row(number: int, image: ImageRef) -> dict[str, Any]:
+            shown = decode_image(Path(image.image_uri.removeprefix("file://")).read_bytes())[..., 0] > 127
+            return image_row(image, [shown], shown.shape)
+
+        return put_run(folder / "run", build_work_list([str(folder / "pictures")]), make_row)
+
+    @pytest.mark.parametrize(("kind", "mode"), KINDS)
+    def test_every_loader_sees_what_the_masks_are_of(self, tmp_path: Path, kind: str, mode: str) -> None:
+        if kind == "AVIF" and not features.check("avif"):
+            pytest.skip("this Pillow writes no AVIF")
+        run = self.turned_run(tmp_path, kind, mode)
+        export(run, tmp_path / "coco", "coco", with_pictures=True)
+        export(run, tmp_path / "sa1b", "sa1b", with_pictures=True)
+        (tmp_path / "coco" / "instances.json").rename(tmp_path / "coco" / "annotations.json")
+        for name, below in (("coco", "images"), ("sa1b", "")):
+            records = open_dataset(str(tmp_path / name)).records
+            assert len(records) == 8
+            for record in records:
+                path = Path(record.image_uri.removeprefix("file://"))
+                source = (tmp_path / "pictures" / path.name).read_bytes()
+                assert path.parent == tmp_path / name / below
+                shown = decode_image(source)[..., 0] > 127
+                (found,) = record.load().annotators[0].masks
+                assert iou(found.to_array(), shown) == 1
+                np.testing.assert_array_equal(bright(path), shown)
+                np.testing.assert_array_equal(decode_image(path.read_bytes())[..., 0] > 127, shown)
+                assert (path.read_bytes() == source) == (path.stem == "1")
+                with Image.open(path) as image:
+                    assert image.format == kind and image.mode == Image.open(io.BytesIO(source)).mode
+                    assert image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+                    assert image.info["icc_profile"] == b"a profile"
+
+    @pytest.mark.parametrize("format", ["yolo", "hf"])
+    def test_other_formats_turn_them_too(self, tmp_path: Path, format: str) -> None:
+        run = self.turned_run(tmp_path, "JPEG", "RGB")
+        export(run, tmp_path / "out", format, with_pictures=format == "yolo")
+        for orientation in range(1, 9):
+            name = f"{orientation}.jpeg"
+            shown = decode_image((tmp_path / "pictures" / name).read_bytes())[..., 0] > 127
+            if format == "yolo":
+                path = tmp_path / "out" / "images" / name
+            else:
+                rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+                path = tmp_path / name
+                path.write_bytes(next(row["image"]["bytes"] for row in rows if row["file_name"] == name))
+            np.testing.assert_array_equal(bright(path), shown)
+
+    def test_colours_stay_as_fine_as_they_are(self) -> None:
+        for subsampling in (0, 1, 2):
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = 6
+            buffer = io.BytesIO()
+            Image.fromarray(draw_scene(1, SIZE_HW).image).save(buffer, "JPEG", exif=exif, subsampling=subsampling)
+            turned = upright_picture(buffer.getvalue())
+            assert turned is not None
+            with Image.open(io.BytesIO(turned)) as image:
+                assert JpegImagePlugin.get_sampling(image) == subsampling
+            error = decode_image(turned).astype(int) - decode_image(buffer.getvalue())
+            assert np.abs(error).mean() < 3  # a second compression
+
+    def test_what_is_no_picture_is_not_handed_over(self) -> None:
+        assert upright_picture(b"no picture") is None
+
 
 class TestSources:
+    @pytest.mark.parametrize("format", ["coco", "yolo", "hf"])
+    def test_each_part_is_fetched_once(
+        self, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+    ) -> None:
+        fetched = count_reads(monkeypatch)
+        export(run, tmp_path / "out", format, with_pictures=format != "hf")
+        assert fetched == Counter(path.name for path in Path(run).glob("*.parquet")) and len(fetched) == 3
+
     def test_members_of_a_tar_are_exported_with_their_pictures(self, tmp_path: Path) -> None:
         draw_pictures(tmp_path / "p", ["0.png", "1.png"])
         with tarfile.open(tmp_path / "shard.tar", "w") as tar:
@@ -576,12 +735,23 @@ class TestCommand:
             ({"format": "voc"}, "format must be one of coco, sa1b, yolo, label-png, panoptic, hf; got 'voc'"),
             ({"format": "hf", "with_pictures": True}, "pictures are copied with coco, sa1b, yolo; not with hf"),
             ({"format": "coco", "full_coverage": True}, "full coverage is for label-png and panoptic; not for coco"),
-            ({"format": "yolo", "polygon_tolerance": -1.0}, "polygon_tolerance must be 0 or more"),
+            ({"format": "yolo", "polygon_tolerance": -1.0}, "polygon_tolerance must be .* 0 or more; got -1.0"),
+            ({"format": "yolo", "polygon_tolerance": float("nan")}, "polygon_tolerance must be .* 0 or more; got nan"),
+            ({"format": "yolo", "polygon_tolerance": float("inf")}, "polygon_tolerance must be .* 0 or more; got inf"),
+            ({"format": "coco", "images_per_file": 0}, "images_per_file must be 1 or more; got 0"),
         ],
     )
     def test_settings_that_do_not_fit(self, run: str, tmp_path: Path, settings: dict[str, Any], text: str) -> None:
         with pytest.raises(ConfigError, match=text):
             export(run, tmp_path / "out", **settings)
+
+    @pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
+    def test_a_tolerance_that_is_no_length_is_exit_code_2(
+        self, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], tolerance: str
+    ) -> None:
+        arguments = [run, "--format", "yolo", "--output", str(tmp_path / "out"), "--polygon-tolerance", tolerance]
+        assert main(["export", *arguments]) == 2
+        assert f"got {float(tolerance)}" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("below", ["", "/", "/coco", "/_meta/x"])
     def test_an_export_into_the_run_itself_is_refused(self, run: str, below: str) -> None:

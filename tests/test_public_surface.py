@@ -56,3 +56,11 @@ def test_every_command_can_be_called():
 
 def test_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "number"), [([], None), (["--num-cluster-actors", "auto"], None), (["--num-cluster-actors", "3"], 3)]
+)
+def test_the_number_of_clustering_actors_may_be_left_open(words, number):
+    parsed = cli._parser().parse_args(["label", "in", "--output", "out", *words])
+    assert parsed.num_cluster_actors == number

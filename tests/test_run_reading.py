@@ -14,7 +14,7 @@ from effsam2_ray.errors import InputError, OutputError
 from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.runs.packed_masks import measure_masks, sound_rows, union_areas, unpack_runs
 from effsam2_ray.runs.processes import map_tasks
-from effsam2_ray.runs.reading import open_run, part_batches
+from effsam2_ray.runs.reading import open_part, open_run, part_batches
 
 SEGMENTATION = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 NAMES = [f"{number}.png" for number in range(7)]
@@ -53,6 +53,14 @@ class TestReading:
         run = open_run(scene_run(tmp_path, NAMES, unit_size=7))
         batches = list(part_batches(run.folder, run.work_list.unit_ids[0], ["image_uid"], rows_at_once=3))
         assert [batch.num_rows for batch in batches] == [3, 3, 1]
+
+    def test_a_part_that_is_open_is_not_fetched_again(self, tmp_path: Path) -> None:
+        run = open_run(scene_run(tmp_path, NAMES, unit_size=7))
+        part = open_part(run.folder, run.work_list.unit_ids[0])
+        Path(run.folder.part_uri(run.work_list.unit_ids[0])).unlink()
+        for _ in range(2):
+            batches = list(part_batches(run.folder, run.work_list.unit_ids[0], ["image_uid"], part=part))
+            assert [batch.num_rows for batch in batches] == [7]
 
     def test_a_folder_that_is_no_run_is_an_input_error(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no run with a frozen work list"):

@@ -30,7 +30,12 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--num-gpus", type=float, metavar="F", help="GPUs of one segmenter")
     add("--num-segmenters", type=number_range, metavar="N|LOW:HIGH")
-    add("--num-cluster-actors", type=int, metavar="N", help="clustering actors of each segmenter")
+    add(
+        "--num-cluster-actors",
+        type=auto_or_number,
+        metavar="auto|N",
+        help="most clustering actors of each segmenter, added while its pictures wait; auto: 4 on a GPU, else 1",
+    )
     add("--image-timeout", type=float, metavar="SECONDS", help="give up an image whose step takes longer")
     add("--max-failures", metavar="N|P%%", help="stop when more images failed")
     add("--address", metavar="ADDR", help="Ray cluster to join")
@@ -97,6 +102,11 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more; got {text}")
     return value
+
+
+def auto_or_number(text: str) -> int | None:
+    """Return the number, None for `auto`."""
+    return None if text == "auto" else int(text)
 
 
 def number_range(text: str) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from effsam2_ray.inputs.work_list import (
     shard_image_uri,
 )
 from effsam2_ray.storage import FileInfo, StorageOptions, failure_status, is_transient, stat
-from effsam2_ray.uris import has_secret, redact, redact_text
+from effsam2_ray.uris import canonical_uri, has_secret, redact, redact_text
 
 INDEXERS = 16
 """Shards indexed side by side."""
@@ -160,7 +160,7 @@ class _Listing:
                 "num_ignored": self._num_ignored,
                 "num_lost": self._num_lost,
                 "kept_types": self._kept_types,
-                "inputs": [redact(uri) for uri in inputs],
+                "inputs": [redact(canonical_uri(uri)) for uri in inputs],
             }
         )
 

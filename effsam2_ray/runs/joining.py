@@ -93,13 +93,33 @@ def matched_batches(table_a: pa.Table, table_b: pa.Table) -> Iterator[tuple[pa.R
     _, at_a, at_b = np.intersect1d(uids_a, uids_b, assume_unique=True, return_indices=True)
     places_a, places_b = first_a[at_a], first_b[at_b]
     order = np.argsort(places_a)
+    rows_a, rows_b = _Rows(table_a), _Rows(table_b)
     for start in range(0, len(order), ROWS_AT_ONCE):
         chosen = order[start : start + ROWS_AT_ONCE]
-        yield _batch(table_a.take(places_a[chosen])), _batch(table_b.take(places_b[chosen]))
+        yield rows_a.take(places_a[chosen]), rows_b.take(places_b[chosen])
 
 
-def _batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0]
+class _Rows:
+    """Rows of a table of many batches, a few at a time.
+
+    `Table.take` puts the batches of lists and texts together first, all of them at each call, and fails where a column
+    has more than 2 GiB of text. Here only the batches that hold the rows are touched.
+    """
+
+    def __init__(self, table: pa.Table):
+        self._batches = table.to_batches()
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+
+    def take(self, places: np.ndarray) -> pa.RecordBatch:
+        """Return the rows at (K,) places of the table, one or more, in their order."""
+        of_batch = np.searchsorted(self._ends, places, side="right")
+        pieces, origins = [], []
+        for number in np.unique(of_batch).tolist():
+            origin = np.flatnonzero(of_batch == number)
+            batch = self._batches[number]
+            pieces.append(batch.take(pa.array(places[origin] - (self._ends[number] - batch.num_rows))))
+            origins.append(origin)
+        return pa.concat_batches(pieces).take(pa.array(np.argsort(np.concatenate(origins))))
 
 
 def _placed_batches(

@@ -80,10 +80,11 @@ def check_part(task: PartTask, folder: OutputFolder, kept: dict[str, pa.DataType
     pieces: list[Findings] = []
     uids: list[np.ndarray] = []
     try:
-        difference = schema_difference(open_part(folder, task.unit_id).schema_arrow, kept)
+        part = open_part(folder, task.unit_id)
+        difference = schema_difference(part.schema_arrow, kept)
         if difference:
             faults.add("schema", [f"{where}: {difference}"])
-        for batch in part_batches(folder, task.unit_id, _COLUMNS):
+        for batch in part_batches(folder, task.unit_id, _COLUMNS, part=part):
             uids.append(without_nulls(batch.column("image_uid"), 0).to_numpy(zero_copy_only=False))
             for first in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 pieces.append(_check_rows(batch.slice(first, _ROWS_AT_ONCE), faults))

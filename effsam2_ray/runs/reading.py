@@ -69,7 +69,12 @@ def open_run(run_uri: str, storage_options: StorageOptions = None) -> Run:
 
 
 def part_batches(
-    folder: OutputFolder, unit_id: str, columns: Sequence[str] | None = None, rows_at_once: int = ROWS_AT_ONCE
+    folder: OutputFolder,
+    unit_id: str,
+    columns: Sequence[str] | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+    *,
+    part: pq.ParquetFile | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield a finished unit's rows, `rows_at_once` at a time.
 
@@ -78,16 +83,17 @@ def part_batches(
         unit_id: a unit that has a part.
         columns: only these; a part that lacks one is an error.
         rows_at_once: rows in memory as Arrow values.
+        part: what `open_part` gave, where the part is open already; None opens it.
 
     Raises:
         InputError: the part cannot be read, or lacks a column.
     """
-    file = open_part(folder, unit_id)
-    missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+    part = part or open_part(folder, unit_id)
+    missing = sorted(set(columns or ()) - set(part.schema_arrow.names))
     if missing:
         raise InputError(f"{redact(folder.part_uri(unit_id))} is not a part of a run: no column {', '.join(missing)}")
     try:
-        yield from file.iter_batches(rows_at_once, columns=columns, use_threads=False)
+        yield from part.iter_batches(rows_at_once, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:  # damaged pages raise any of them
         raise InputError(f"{redact(folder.part_uri(unit_id))} is not a part of a run: {error}") from error
 

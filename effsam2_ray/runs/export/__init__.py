@@ -10,13 +10,15 @@
 ==============  ========================================================================================
 
 Rows without masks to hand over (failed images, malformed masks) are skipped and counted; `_meta/export.json`, the last
-file, says how many and which.
+file, says how many and which. Pictures that go along are the files as they are, byte for byte; only those that an EXIF
+orientation turns are written anew, turned and without it, so that every loader sees them as the masks do.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -117,8 +119,10 @@ def _check(run_uri: str, output: str, options: ExportOptions, images_per_file: i
         raise ConfigError(f"pictures are copied with {', '.join(_WITH_PICTURES)}; not with {options.format}")
     if options.full_coverage and options.format not in _LABEL_MAPS:
         raise ConfigError(f"full coverage is for {' and '.join(_LABEL_MAPS)}; not for {options.format}")
-    if options.polygon_tolerance < 0 or images_per_file < 1:
-        raise ConfigError("polygon_tolerance must be 0 or more, and images_per_file 1 or more")
+    if not 0 <= options.polygon_tolerance < math.inf:
+        raise ConfigError(f"polygon_tolerance must be a number of pixels, 0 or more; got {options.polygon_tolerance}")
+    if images_per_file < 1:
+        raise ConfigError(f"images_per_file must be 1 or more; got {images_per_file}")
     if f"{canonical_uri(output).rstrip('/')}/".startswith(f"{canonical_uri(run_uri).rstrip('/')}/"):
         raise ConfigError(f"an export cannot lie within its run, {redact(run_uri)}; choose another --output")
 

@@ -71,10 +71,13 @@ class ImageNamer:
 
 
 def run_inputs(job: dict[str, Any] | None, listed: Sequence[str]) -> list[str]:
-    """Return a run's inputs as whole URIs: from its `job.json`, else as the work list has them."""
-    inputs = (job or {}).get("inputs") or {}
-    uris = inputs.get("uris") if isinstance(inputs, dict) else None
-    return list(uris or listed)
+    """Return a run's inputs as whole URIs.
+
+    Args:
+        job: its `job.json`; one of a run made with `--work-list` names no inputs.
+        listed: the inputs that its work list names.
+    """
+    return list((job or {}).get("fingerprint", {}).get("inputs.uris") or listed)
 
 
 def _folder_of(uri: str) -> str:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow.parquet as pq
 from PIL import Image
 
 from effsam2_ray.inputs.reader import read_unit
-from effsam2_ray.inputs.work_list import ImageRef, Unit
+from effsam2_ray.inputs.work_list import Unit
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.runs.export.items import ExportItem
+from effsam2_ray.runs.export.turning import upright_picture
 from effsam2_ray.runs.packed_masks import sound_rows
-from effsam2_ray.runs.reading import part_batches
+from effsam2_ray.runs.reading import open_part, part_batches
 from effsam2_ray.storage import StorageOptions
 
 BAD_MASK = "bad_mask"
 """Reason for an image whose masks are malformed or of another size; `effsam2 check` says which."""
 NO_PICTURE = "no_picture"
-"""Reason for an image whose file is gone or is no longer the one that was labelled."""
+"""Reason for an image whose file is gone, is no longer the one that was labelled, or cannot be written turned."""
 
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
 MAX_SKIPPED_NAMES = 1000
@@ -93,13 +94,16 @@ def unit_items(
         storage_options: passed to fsspec, for the pictures.
     """
     places = {image.image_uid: place for place, image in enumerate(task.unit.images)}
+    part = open_part(folder, task.unit.unit_id)
     pictures: dict[int, bytes] = {}
     if with_pictures:
-        pictures = _pictures(task.unit, folder, storage_options)
-    for batch in part_batches(folder, task.unit.unit_id, columns):
+        pictures = _pictures(task.unit, folder, part, storage_options)
+    for batch in part_batches(folder, task.unit.unit_id, columns, part=part):
         for row, sound in zip(batch.to_pylist(), sound_rows(batch), strict=True):
             uid = row["image_uid"]
             picture = pictures.pop(uid, None)
+            if picture is not None:
+                picture = upright_picture(picture)
             reason = row["status"] if row["status"] != "ok" else "" if sound else BAD_MASK
             if not reason and with_pictures and picture is None:
                 reason = NO_PICTURE
@@ -114,26 +118,18 @@ def unit_items(
             yield ExportItem(task.first_number + places[uid], name, suffix, row, picture)
 
 
-def _pictures(unit: Unit, folder: OutputFolder, storage_options: StorageOptions) -> dict[int, bytes]:
+def _pictures(
+    unit: Unit, folder: OutputFolder, part: pq.ParquetFile, storage_options: StorageOptions
+) -> dict[int, bytes]:
     """Return the encoded pictures of a unit's labelled images that are still what they were."""
-    statuses = part_batches(folder, unit.unit_id, ["image_uid", "status"])
+    statuses = part_batches(folder, unit.unit_id, ["image_uid", "status"], part=part)
     labelled = {row["image_uid"] for batch in statuses for row in batch.to_pylist() if row["status"] == "ok"}
-    wanted = [image for image in unit.images if image.image_uid in labelled]
+    wanted = dataclasses.replace(unit, images=tuple(image for image in unit.images if image.image_uid in labelled))
     return {
         record.image_uid: record.data
-        for piece in _pieces(unit, wanted)
-        for record in read_unit(piece, storage_options, check_changed=True)
+        for record in read_unit(wanted, storage_options, check_changed=True)
         if record.data is not None
     }
-
-
-def _pieces(unit: Unit, images: Sequence[ImageRef]) -> Iterator[Unit]:
-    """Yield units of some of a unit's images; those of a Parquet file hold consecutive rows only, as they must."""
-    if unit.kind != "parquet":
-        yield dataclasses.replace(unit, images=tuple(images))
-        return
-    for _, run in itertools.groupby(enumerate(images), key=lambda pair: (pair[1].row or 0) - pair[0]):
-        yield dataclasses.replace(unit, images=tuple(image for _, image in run))
 
 
 def _suffix(picture: bytes) -> str:

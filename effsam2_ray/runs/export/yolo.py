@@ -3,11 +3,15 @@
 A line can hold one ring only, so holes and parts of a mask are tied into one (`polygons.join_rings`), as YOLO's own
 converters do: one line is one object. As there, too, outlines run through the outermost pixels, since YOLO tools fill a
 polygon and its line.
+
+Ultralytics finds a picture's labels by putting `labels` for the last folder called `images` on its path. So that this
+is the export's own, folders called `images` below it are called `images_`.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,8 +23,8 @@ from effsam2_ray.runs.export.polygons import join_rings, pixel_rings, simplify, 
 # Some tools round coordinates to pixels, others cut them off; both come to the same pixel a quarter beyond it.
 _INTO_PIXEL = 0.25
 
+# Without a `path`, Ultralytics looks beside the file itself; a relative one is looked for from the working directory.
 DATA_YAML = """# Written by effsam2. One class: the masks have no names.
-path: .
 train: images
 val: images
 names:
@@ -32,9 +36,19 @@ def write_yolo(items: Iterable[ExportItem], writer: FileWriter, options: ExportO
     """Write `labels/<name>.txt`, and `images/<name>` where pictures are copied."""
     for item in items:
         masks = [Rle(item.size_hw, mask["segmentation"]["counts"].encode()) for mask in item.masks]
-        writer.put(f"labels/{item.name}.txt", "".join(mask_lines(masks, options.polygon_tolerance)).encode())
+        name = yolo_name(item.name)
+        writer.put(f"labels/{name}.txt", "".join(mask_lines(masks, options.polygon_tolerance)).encode())
         if item.picture is not None:
-            writer.put(f"images/{item.file_name}", item.picture)
+            writer.put(f"images/{name}{item.suffix}", item.picture)
+
+
+def yolo_name(name: str) -> str:
+    """Return an image's path with no folder in it called `images`: `train/images/1` becomes `train/images_/1`.
+
+    `images_` becomes `images__`, and so on, so that different paths stay different.
+    """
+    *folders, last = name.split("/")
+    return "/".join([*(f"{part}_" if re.fullmatch("images_*", part) else part for part in folders), last])
 
 
 def mask_lines(masks: Sequence[Rle], tolerance: float) -> list[str]:
