@@ -20,6 +20,7 @@ def fingerprint(
     info: ModelInfo,
     *,
     dtype: str,
+    compiled: bool,
     device_type: str,
     keep_candidates: bool,
     model_config_sha256: str,
@@ -31,6 +32,7 @@ def fingerprint(
         config: the resolved configuration.
         info: facts about the weights.
         dtype: type of the model's products, such as `float32`.
+        compiled: whether compiled code runs, which adds in another order.
         device_type: `cpu` or `cuda`.
         keep_candidates: whether candidates are stored.
         model_config_sha256: digest of the model configuration's content, "" where none was given.
@@ -43,6 +45,7 @@ def fingerprint(
         "weights.sha256": info.weights_sha256,
         "weights.model_config_sha256": model_config_sha256,
         "dtype": dtype,
+        "compiled": compiled,
         "device": device_type,
         "keep_candidates": keep_candidates,
         "algorithm_version": ALGORITHM_VERSION,

@@ -138,7 +138,14 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def job_fingerprint(inputs: dict[str, Any]) -> dict[str, Any]:
     """Return what `job.json` of a real run says of its settings."""
     return fingerprint(
-        Config(), INFO, dtype="float32", device_type="cpu", keep_candidates=False, model_config_sha256="", inputs=inputs
+        Config(),
+        INFO,
+        dtype="float32",
+        compiled=False,
+        device_type="cpu",
+        keep_candidates=False,
+        model_config_sha256="",
+        inputs=inputs,
     )
 
 

@@ -12,6 +12,7 @@ INFO = ModelInfo("demo", "sam2", 512, 32, (5, 6, 7), (4, 4, 4), 32, 7, 0, "", 0.
 def flat(config: Config = Config(), info: ModelInfo = INFO, **changes: object) -> dict[str, object]:  # noqa: B008
     values = {
         "dtype": "float32",
+        "compiled": False,
         "device_type": "cpu",
         "keep_candidates": False,
         "model_config_sha256": "",
@@ -30,9 +31,11 @@ def test_each_difference_is_listed_with_both_values():
         Config(preset="sam3d").with_overrides(["merge.thresh=0.7"]),
         dataclasses.replace(INFO, weights_sha256="def"),
         dtype="bfloat16",
+        compiled=True,
         inputs={"limit": 5},
     )
     assert differences(flat(), other) == [
+        "compiled: False in the output, True now",
         "dtype: 'float32' in the output, 'bfloat16' now",
         "inputs.limit: None in the output, 5 now",
         "merge.thresh: 0.8 in the output, 0.7 now",

@@ -208,6 +208,7 @@ def test_another_weights_file_on_a_node_is_refused(tmp_path):
         configs=(Config(),),
         device="cpu",
         dtype="float32",
+        compiled=False,
         batch_size=1,
         num_cluster_actors=0,
         image_timeout_s=None,

@@ -36,6 +36,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|N",
         help="most clustering actors of each segmenter, added while its pictures wait; auto: 4 on a GPU, else 1",
     )
+    add("--compile", action="store_true", help="torch.compile the model: a minute or more at each segmenter's start")
     add("--image-timeout", type=float, metavar="SECONDS", help="give up an image whose step takes longer")
     add("--max-failures", metavar="N|P%%", help="stop when more images failed")
     add("--address", metavar="ADDR", help="Ray cluster to join")
@@ -59,6 +60,7 @@ def run_options(arguments: argparse.Namespace, **more: Any) -> RunOptions:
         device=arguments.device,
         dtype=arguments.dtype,
         batch_size=arguments.batch_size,
+        compile=arguments.compile,
         image_timeout_s=arguments.image_timeout,
         max_failures=arguments.max_failures,
         address=arguments.address,

@@ -16,19 +16,26 @@ import time
 import numpy as np
 import torch
 
+from effsam2_ray.errors import ConfigError
+from effsam2_ray.model.interface import SegmentationModel
 from effsam2_ray.model.sam2 import Sam2Model
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-def compile_model(model: Sam2Model, batch_size: int = 1, cache_dir: str | None = None) -> float:
+def compile_model(model: SegmentationModel, batch_size: int = 1, cache_dir: str | None = None) -> float:
     """Compile a model in place, run it once for each kind of input, and return the seconds that this took.
 
     Args:
         model: on the device where it will be used, with its final type.
-        batch_size: pictures that the encoder will see at once; another number compiles again.
+        batch_size: most pictures that the encoder will see at once; fewer are filled up to it, more compile again.
         cache_dir: where compiled code is kept; None leaves the environment's choice.
+
+    Raises:
+        ConfigError: a model of another family than SAM 2.
     """
+    if not isinstance(model, Sam2Model):
+        raise ConfigError(f"only SAM 2 can be compiled; {model.info.name} is of another family")
     if cache_dir is not None:
         os.environ[CACHE_VARIABLE] = cache_dir
     start = time.perf_counter()
@@ -36,6 +43,7 @@ def compile_model(model: Sam2Model, batch_size: int = 1, cache_dir: str | None =
         if index not in model.info.global_blocks:
             block.compile(dynamic=False)
     model.decoder.compile()
+    model.fewest_encoded = batch_size
     picture = np.full((64, 64, 3), 128, np.uint8)
     point = np.array([[32.0, 32.0]], np.float32)
     encoded = model.encode([picture] * batch_size, [model.info.default_head])

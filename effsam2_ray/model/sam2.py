@@ -33,6 +33,8 @@ class Sam2Model(LoadedModel):
 
     _prompt_encoder_name = "sam_prompt_encoder"
     _mask_decoder_name = "sam_mask_decoder"
+    fewest_encoded: int = 1
+    """Smaller batches are filled up to it before they are encoded: compiled code has a fixed shape."""
 
     @torch.no_grad()
     def encode(self, images: Sequence[np.ndarray], heads: Sequence[Head]) -> list[EncodedImage]:
@@ -42,6 +44,8 @@ class Sam2Model(LoadedModel):
         if not images:
             return []
         batch = torch.stack([square(image, self._info.image_size, self._device) for image in images])
+        if missing := max(0, self.fewest_encoded - len(images)):
+            batch = torch.cat([batch, batch[-1:].expand(missing, -1, -1, -1)])
         captured: dict[Head, list[CapturedHead]] = {}
 
         def see(block: int, attention: Any, qkv: Tensor) -> None:

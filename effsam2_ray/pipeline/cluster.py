@@ -28,6 +28,7 @@ class Layout:
         device: `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`.
         batch_size: pictures that the encoder sees at once.
+        compiled: whether compiled code runs.
         segmenters: (fewest, most) segmenter actors.
         segmenter_cpus: CPUs of one segmenter, its clustering actors included.
         segmenter_gpus: GPUs of one segmenter.
@@ -38,6 +39,7 @@ class Layout:
     device: str
     dtype: str
     batch_size: int
+    compiled: bool
     segmenters: tuple[int, int]
     segmenter_cpus: float
     segmenter_gpus: float
@@ -121,6 +123,7 @@ def divide(options: RunOptions, nodes: Sequence[Mapping[str, float]]) -> Layout:
         device=device,
         dtype=options.dtype if options.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
         batch_size=options.batch_size or (8 if on_gpu else 1),
+        compiled=options.compile,
         segmenters=segmenters,
         segmenter_cpus=segmenter_cpus,
         segmenter_gpus=segmenter_gpus,

@@ -151,6 +151,8 @@ def _label(
 ) -> list[dict[str, Any]]:
     started = time.time()
     job, options = jobs[0], jobs[0].options
+    if options.compile and info.family != "sam2":
+        raise ConfigError(f"--compile is for SAM 2; {info.name} is of another family")
     layout = plan_layout(options)
     if own_cluster and (missing := missing_resources(layout)):  # nothing will ever join it
         raise ConfigError(f"the job needs {missing}, which this machine has not; use --device cpu, or --address")
@@ -317,6 +319,7 @@ def _specs(
         device=layout.device,
         dtype=layout.dtype,
         batch_size=layout.batch_size,
+        compiled=layout.compiled,
         num_cluster_actors=layout.num_cluster_actors,
         image_timeout_s=job.options.image_timeout_s,
         output=runs[0].output,

@@ -19,6 +19,7 @@ class RunOptions:
         device: `auto`, `cpu` or `cuda`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         batch_size: pictures that the encoder sees at once; None takes 8 on CUDA, 1 on a CPU.
+        compile: run compiled code (`effsam2_ray.model.compiled`); SAM 2 only.
         image_timeout_s: seconds that one step of one image may take; None never gives up.
         max_failures: most failed images, a number or `N%` of all; None is no limit.
         keep_candidates: store the masks before merging.
@@ -32,6 +33,7 @@ class RunOptions:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int | None = None
+    compile: bool = False
     image_timeout_s: float | None = None
     max_failures: str | None = None
     keep_candidates: bool = False

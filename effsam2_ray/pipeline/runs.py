@@ -127,6 +127,7 @@ def describe(
             config,
             info,
             dtype=layout.dtype,
+            compiled=layout.compiled,
             device_type=layout.device.split(":")[0],
             keep_candidates=keep_candidates,
             model_config_sha256=config_sha256(model_config),

@@ -27,6 +27,7 @@ from effsam2_ray.errors import EffSam2Error, ImageError, WeightsError
 from effsam2_ray.images import decode_image
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts, heads_of, same_candidates, same_distances
+from effsam2_ray.model.compiled import compile_model
 from effsam2_ray.model.interface import EncodedImage
 from effsam2_ray.model.weights import load_model
 from effsam2_ray.numerics import in_safe_dtype
@@ -57,6 +58,7 @@ class SegmenterSpec:
         device: `cpu` or `cuda`.
         dtype: `float32`, `bfloat16` or `float16`.
         batch_size: pictures that the encoder sees at once.
+        compiled: whether compiled code runs.
         num_cluster_actors: clustering actors of this segmenter; 0 clusters in its own process.
         image_timeout_s: seconds that one step of one image may take, or None.
         output: where attempt records go; the first run's folder.
@@ -70,6 +72,7 @@ class SegmenterSpec:
     device: str
     dtype: str
     batch_size: int
+    compiled: bool
     num_cluster_actors: int
     image_timeout_s: float | None
     output: OutputFolder
@@ -92,6 +95,8 @@ class Segmenter:
         self._spec = spec
         model = load_model(spec.weights, model_config=spec.model_config, device=spec.device, dtype=spec.dtype)
         model, check = in_safe_dtype(model)
+        if spec.compiled:
+            compile_model(model, spec.batch_size)
         self._warning = "" if check is None or check.passed else str(check)
         self._labellers = [Labeller(model, config, batch_size=spec.batch_size) for config in spec.configs]
         self._leads = same_candidates(spec.configs)
