@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import threading
 import time
@@ -144,12 +143,10 @@ class FaultProxy:
 
     def _kill_sender(self, request: BaseHTTPRequestHandler) -> None:
         request.close_connection = True
+        ends = (request.client_address[1], self._server.server_address[1])
         for connection in psutil.net_connections("tcp"):
-            if (
-                connection.laddr
-                and connection.laddr.port == request.client_address[1]
-                and connection.pid != os.getpid()
-            ):
+            # A connection that is closing has no process, and psutil.Process(None) is this one.
+            if connection.pid and connection.raddr and (connection.laddr.port, connection.raddr.port) == ends:
                 psutil.Process(connection.pid).kill()
 
     def _body(self, request: BaseHTTPRequestHandler) -> bytes | None:
