@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import random
 import threading
@@ -67,11 +68,29 @@ _TRANSIENT_CLASSES = frozenset(
     "IncompleteRead IncompleteReadError ProtocolError ResponseStreamingError".split()
 )
 
+# What a metadata service that does not answer for a moment, or a token that has just expired, gives.
+_CREDENTIAL_CLASSES = frozenset(
+    "NoCredentialsError PartialCredentialsError CredentialRetrievalError TokenRetrievalError UnauthorizedSSOTokenError "
+    "RefreshError".split()
+)
+_CREDENTIAL_CODES = ("ExpiredToken", "RequestExpired", "RequestTimeTooSkewed", "TokenRefreshRequired")
+CREDENTIAL_ATTEMPTS = 4
+"""Fewer than of other calls: often there are none, and somebody waits for the answer."""
+ASK_AGAIN_S = 0.2
+
 # Packages whose errors need not be OSErrors.
 _CLIENT_PACKAGES = frozenset("botocore aiobotocore aiohttp gcsfs google azure adlfs ossfs ocifs".split())
 
 _filesystems: dict[Any, Any] = {}
 _filesystems_lock = threading.Lock()
+_asked_s = -math.inf  # when credentials were last asked for anew
+
+
+NO_CREDENTIALS = "no valid credentials"
+
+
+class CredentialsError(PermissionError):
+    """The storage's client found no credentials, or they have expired; its message begins with `NO_CREDENTIALS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +136,22 @@ def failure_status(error: BaseException) -> str:
     names = {cls.__name__ for cls in type(error).__mro__}
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "missing"
-    if isinstance(error, PermissionError) or names & {"NoCredentialsError", "PartialCredentialsError"}:
+    if isinstance(error, PermissionError) or names & _CREDENTIAL_CLASSES:
         return "denied"
     return "denied" if _http_status(error) in (401, 403) else "unreadable"
 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed a little later."""
+    if _lacks_credentials(error):
+        return True
     if isinstance(error, _PERMANENT):
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
+    reason = getattr(error, "reason", None)  # of urllib's URLError
+    if isinstance(error, OSError) and isinstance(reason, BaseException):
+        return is_transient(reason)
     status = _http_status(error)
     if status is not None:
         return status in (408, 409, 425, 429) or status >= 500
@@ -140,7 +164,8 @@ def retrying(action: Callable[[], T]) -> T:
     """Call `action` until it succeeds, fails for good, or has failed `RETRY.attempts` times.
 
     Raises:
-        PermissionError: there are no credentials, or they do not do.
+        CredentialsError: there are no credentials, or they have expired, and asking for new ones did not help.
+        PermissionError: they do not do.
         OSError: any other error of a storage's client.
         Whatever else `action` raises.
     """
@@ -148,10 +173,14 @@ def retrying(action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:
-            if attempt >= RETRY.attempts or not is_transient(error):
+            lacks_credentials = _lacks_credentials(error)
+            attempts = min(RETRY.attempts, CREDENTIAL_ATTEMPTS) if lacks_credentials else RETRY.attempts
+            if attempt >= attempts or not is_transient(error):
                 if (plain := _as_os_error(error)) is error:
                     raise
                 raise plain from error
+            if lacks_credentials:
+                _forget_credentials()
         # Full jitter: readers that were refused together do not come back together.
         time.sleep(random.uniform(0, min(RETRY.longest_s, RETRY.base_s * 2**attempt)))
     raise AssertionError("RETRY.attempts must be 1 or more")
@@ -387,11 +416,37 @@ def is_s3(fs: Any) -> bool:
 
 def _as_os_error(error: Exception) -> Exception:
     """Return an error of a storage's client as an OSError; any other as it is."""
+    if _lacks_credentials(error):
+        return CredentialsError(f"{NO_CREDENTIALS}: {type(error).__name__}: {error}")
     packages = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     if isinstance(error, OSError) or not packages & _CLIENT_PACKAGES:
         return error
     kind = PermissionError if failure_status(error) == "denied" else OSError
     return kind(f"{type(error).__name__}: {error}")
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    """Return whether an error says that the client has no valid credentials, as opposed to too few rights."""
+    if isinstance(error, CredentialsError):  # asked for anew already
+        return False
+    if {cls.__name__ for cls in type(error).__mro__} & _CREDENTIAL_CLASSES:
+        return True
+    answers = (getattr(each, "response", None) for each in (error, error.__cause__))
+    return any(isinstance(a, Mapping) and a.get("Error", {}).get("Code") in _CREDENTIAL_CODES for a in answers)
+
+
+def _forget_credentials() -> None:
+    """Make the S3 clients of this process ask for credentials anew; one that got none keeps that answer for ever."""
+    global _asked_s
+    with _filesystems_lock:
+        now = time.monotonic()
+        if now - _asked_s < ASK_AGAIN_S:  # another thread has just done it
+            return
+        _asked_s = now
+        for fs in _filesystems.values():
+            if is_s3(fs):
+                with contextlib.suppress(Exception):  # the next attempt tells
+                    fs.connect(refresh=True)
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from effsam2_ray.errors import OutputError
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.pipeline import attempts
 from effsam2_ray.pipeline.attempts import MAX_DEATHS, AttemptLog
@@ -83,3 +84,12 @@ def test_a_record_that_may_not_be_removed_costs_nothing(tmp_path, monkeypatch):
     attempt = log(tmp_path).begin("u")
     log(tmp_path).end(attempt)
     assert (tmp_path / "_meta" / "attempts" / "u.json").exists()
+
+
+def test_deaths_with_no_image_at_work_end_the_job_after_some(tmp_path):
+    log(tmp_path).begin("u", 3)
+    for _ in range(3):  # the first only takes the unit apart
+        assert log(tmp_path).begin("u", 3).deaths == {}
+    with pytest.raises(OutputError, match="died 3 times while no image was at work"):
+        log(tmp_path).begin("u", 3)
+    assert log(tmp_path).begin("u").alone  # a segmenter works on several units, and blames none

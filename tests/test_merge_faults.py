@@ -14,6 +14,7 @@ from PIL import Image
 
 from effsam2_ray import Config, rle
 from effsam2_ray.demo.scenes import draw_scene
+from effsam2_ray.errors import OutputError
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.masks import Mask
 from effsam2_ray.output import OutputFolder
@@ -123,6 +124,21 @@ def test_an_error_of_merging_shows_no_secret(output, merge, monkeypatch):
     [first, *_] = merge()["failures"]
     assert (first["status"], first["error"]) == ("failed", "OSError: cannot reach s3://bucket/cache")
     assert b"hunter2" not in Path(output.part_uri("u")).read_bytes()
+
+
+def test_a_death_while_the_part_is_written_is_noted(output, merge, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*args: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(type(output), "put_part", die)
+    for _ in range(writer_module.MAX_IDLE_DEATHS + 1):
+        with pytest.raises(Killed):
+            merge()
+    with pytest.raises(OutputError, match="is there enough memory for its part"):
+        merge()
 
 
 def test_only_what_is_taken_up_again_is_merged(output, merge, seen):

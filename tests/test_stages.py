@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import io
 import json
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from PIL import Image
 from ray.data.exceptions import SystemException
 
 from effsam2_ray import Config, rle
@@ -24,13 +29,14 @@ from effsam2_ray.errors import ConfigError, OutputError, StoppedError, TooManyFa
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.masks import Mask
 from effsam2_ray.output import OutputFolder
-from effsam2_ray.pipeline.attempts import AttemptLog
+from effsam2_ray.pipeline import segmenter as segmenter_module
+from effsam2_ray.pipeline.attempts import Attempt, AttemptLog
 from effsam2_ray.pipeline.cluster import divide
 from effsam2_ray.pipeline.graph import stage_error
 from effsam2_ray.pipeline.options import RunOptions
-from effsam2_ray.pipeline.payload import ImageOutcome, UnitCandidates, UnitTask, to_table
+from effsam2_ray.pipeline.payload import ImageOutcome, PartTask, UnitCandidates, UnitImages, UnitTask, to_table
 from effsam2_ray.pipeline.runs import FailureCount, config_sha256
-from effsam2_ray.pipeline.segmenter import OOM_TRIES, Segmenter, SegmenterSpec
+from effsam2_ray.pipeline.segmenter import OOM_TRIES, Segmenter, SegmenterSpec, is_device_lost
 from effsam2_ray.pipeline.writer import MergeWriter, WriterSpec
 from effsam2_ray.prompts import grid_prompts
 from effsam2_ray.results import ImageCandidates
@@ -220,10 +226,98 @@ def test_another_weights_file_on_a_node_is_refused(tmp_path):
         Segmenter(spec)
 
 
+def bare_segmenter(labeller: object, **changes: object) -> Segmenter:
+    """Return a segmenter with another labeller, no model and no Ray."""
+    segmenter = Segmenter.__new__(Segmenter)
+    segmenter._spec = SimpleNamespace(image_timeout_s=None, batch_size=1, device="cpu")
+    segmenter._labellers, segmenter._leads, segmenter._clusters = [labeller], [0], None
+    segmenter._device_thread, segmenter._loaders = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    segmenter._metrics = SimpleNamespace(busy=nullcontext(), in_flight=lambda _: nullcontext())
+    segmenter._watchdog = SimpleNamespace(watch=lambda _: nullcontext())
+    segmenter._log = SimpleNamespace(begin=lambda u: Attempt(u, {}), end=lambda _: None, store=lambda _: None)
+    segmenter._warning = ""
+    for name, value in changes.items():
+        setattr(segmenter, name, value)
+    return segmenter
+
+
+def label_six(segmenter: Segmenter) -> list[ImageOutcome]:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    records = [dataclasses.replace(outcome(uid, (8, 8)).record, data=buffer.getvalue()) for uid in range(6)]
+
+    async def label() -> list[ImageOutcome]:
+        segmenter._window, segmenter._alone, segmenter._batches = asyncio.Semaphore(3), asyncio.Lock(), 3
+        found = await segmenter._label_unit(UnitImages(UnitTask(0, "u", (PartTask(0),)), records))
+        return found.outcomes[0]
+
+    return asyncio.run(label())
+
+
+class FakeLabeller:
+    """Encodes nothing and decodes to no candidates."""
+
+    config = Config()
+    model = None
+
+    def encode(self, arrays, heads):
+        encoded = SimpleNamespace(captured={(0, 0): None}, size_hw=(8, 8), grid_extent_hw=(8, 8))
+        return [encoded for _ in arrays], 0.0
+
+    def decode(self, items):
+        return [outcome(0, (8, 8)).candidates for _ in items]
+
+
+@pytest.mark.parametrize(("slow_calls", "status", "attempts"), [({3}, "ok", 2), ({3, 7}, "timeout", 2)])
+def test_who_is_slow_in_clustering_beside_others_is_tried_once_more_alone(slow_calls, status, attempts):
+    class Pool:
+        calls = 0
+
+        async def find(self, *args):
+            self.calls += 1
+            if self.calls in slow_calls:
+                raise TimeoutError("clustering took more than 5 s")
+            return [None]
+
+    found = label_six(bare_segmenter(FakeLabeller(), _clusters=Pool()))
+    expected = [("ok", 1)] * 6
+    expected[2] = (status, attempts)
+    assert [(each.status, each.attempts) for each in found] == expected
+
+
+def test_a_lost_device_ends_the_process_and_blames_no_image(monkeypatch):
+    class LostDevice(FakeLabeller):
+        def encode(self, arrays, heads):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    class Ended(BaseException):
+        pass
+
+    def end(error: BaseException) -> None:
+        raise Ended
+
+    monkeypatch.setattr(segmenter_module, "_end_process", end)
+    with pytest.raises(BaseException) as raised:
+        label_six(bare_segmenter(LostDevice()))
+    assert raised.group_contains(Ended) if isinstance(raised.value, BaseExceptionGroup) else raised.type is Ended
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("CUDA error: unspecified launch failure"), True),
+        (RuntimeError("shape mismatch"), False),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("CUDA error"), False),
+    ],
+)
+def test_which_errors_are_a_lost_device(error: Exception, lost: bool):
+    assert is_device_lost(error) == lost
+
+
 def test_out_of_memory_halves_the_batch_and_gives_up_one_image_alone():
     """Image 2 never fits; the others fit alone or in pairs."""
-    segmenter = Segmenter.__new__(Segmenter)
-    segmenter._device_thread = ThreadPoolExecutor(1)
+    segmenter = bare_segmenter(SimpleNamespace(model=None))
     calls: list[list[int]] = []
 
     async def find(uids: list[int], leads: list[int]) -> dict[int, list[ImageCandidates]]:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import threading
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from effsam2_ray import storage
 from effsam2_ray.errors import ConfigError, WeightsError
 from effsam2_ray.model import fetch, weights
 from effsam2_ray.model.backbones import BACKBONES, load_heads_table
@@ -353,3 +355,22 @@ def test_the_demo_weights_head_is_the_first_of_a_calibration_with_these_weights(
     assert (ranking[0]["block"], ranking[0]["head"]) == (entry["block"], entry["head"]) == info.default_head
     assert {(each["block"], each["head"]) for each in ranking} == set(info.all_heads)
     assert entry["evidence"]["num_images"] >= 40 and info.head_source.startswith("effsam2 calibrate on ")
+
+
+def test_a_download_that_breaks_off_is_tried_again(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    official(monkeypatch, url=tiny_file.as_uri(), sha256=fetch.file_sha256(tiny_file))
+    original, answers = (
+        fetch.urllib.request.urlopen,
+        [ConnectionResetError("reset"), urllib.error.URLError(TimeoutError())],
+    )
+
+    def fail_twice(url: str, timeout: float) -> Any:
+        if answers:
+            raise answers.pop()
+        return original(url, timeout=timeout)
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", fail_twice)
+    monkeypatch.setattr(storage, "RETRY", storage.Retry(4, 0.01, 0.01))
+    assert fetch.local_file(TINY, tmp_path).is_file() and not answers

@@ -21,7 +21,16 @@ from effsam2_ray.inputs.columns import KeptTypes, convert_all
 from effsam2_ray.inputs.parquet import ParquetRow, read_rows
 from effsam2_ray.inputs.tar import is_compressed, open_tar
 from effsam2_ray.inputs.work_list import UNKNOWN_SIZE, ImageRef, Shard, Unit
-from effsam2_ray.storage import FileInfo, StorageOptions, failure_status, read_bytes, read_range, stat
+from effsam2_ray.storage import (
+    NO_CREDENTIALS,
+    CredentialsError,
+    FileInfo,
+    StorageOptions,
+    failure_status,
+    read_bytes,
+    read_range,
+    stat,
+)
 from effsam2_ray.uris import has_secret, join_uri, parent_uri, redact_text, scheme_of
 
 MAX_IMAGE_BYTES = 512 << 20
@@ -66,11 +75,25 @@ class ImageRecord:
 def read_unit(unit: Unit, storage_options: StorageOptions = None, *, check_changed: bool = False) -> list[ImageRecord]:
     """Read every image of a unit, in the unit's order. One bad image or shard gives records with a status, no error.
 
+    A unit of which nothing can be read because this machine has no valid credentials is another matter: rows that say
+    so would be final, for every unit that comes here.
+
     Args:
         unit: what to read.
         storage_options: passed to fsspec.
         check_changed: compare lone images, too, with what was listed of them, at the price of a request each.
+
+    Raises:
+        CredentialsError: as said above.
     """
+    records = _read_unit(unit, storage_options, check_changed)
+    refusals = [record.error or "" for record in records if record.status == "denied"]
+    if records and len(refusals) == len(records) and all(text.startswith(NO_CREDENTIALS) for text in refusals):
+        raise CredentialsError(refusals[0])
+    return records
+
+
+def _read_unit(unit: Unit, storage_options: StorageOptions, check_changed: bool) -> list[ImageRecord]:
     try:
         if unit.kind == "files":
             return _read_files(unit, storage_options, check_changed)

@@ -23,6 +23,12 @@ from effsam2_ray.model.sam2 import Sam2Model
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
+def encode_as_given(model: SegmentationModel) -> None:
+    """Fill up small batches no more: memory is short. A size that is new is compiled then."""
+    if isinstance(model, Sam2Model):
+        model.fewest_encoded = 1
+
+
 def compile_model(model: SegmentationModel, batch_size: int = 1, cache_dir: str | None = None) -> float:
     """Compile a model in place, run it once for each kind of input, and return the seconds that this took.
 

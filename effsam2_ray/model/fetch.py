@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from effsam2_ray.errors import WeightsError
 from effsam2_ray.model.backbones import BACKBONES, Backbone
+from effsam2_ray.storage import retrying
 from effsam2_ray.uris import redact, redact_text
 
 DEMO = "demo"
@@ -93,10 +94,10 @@ def _official(backbone: Backbone, cache: Path) -> Path:
             shutil.copyfileobj(response, file, 1 << 20)
             expected = response.headers.get("Content-Length")
         if expected is not None and file.tell() != int(expected):
-            raise OSError(f"the connection ended after {file.tell()} of {expected} bytes")
+            raise ConnectionError(f"the connection ended after {file.tell()} of {expected} bytes")
 
     try:
-        return _once(target, write, backbone.sha256)
+        return retrying(lambda: _once(target, write, backbone.sha256))
     except (OSError, urllib.error.URLError) as error:
         raise WeightsError(
             f"cannot download {backbone.name} from {backbone.url}: {error}. Without internet, copy that file to "
@@ -119,7 +120,7 @@ def _from_uri(uri: str, cache: Path) -> Path:
             with file_system.open(path, "rb") as source:
                 shutil.copyfileobj(source, file, 1 << 20)
 
-        return _once(target, write, "")
+        return retrying(lambda: _once(target, write, ""))
     except WeightsError:
         raise
     # Each store's client has its own exceptions, and none of them is a bug of ours.

@@ -10,6 +10,7 @@ was alone when its process died `MAX_DEATHS` times is `crashed`; one that was al
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any
 
 import ray
 
+from effsam2_ray.errors import OutputError
 from effsam2_ray.output import OutputFolder
 from effsam2_ray.storage import delete, exists, put_bytes, read_bytes
 
@@ -38,6 +40,7 @@ class Attempt:
         current_uid: the image that is at work alone, None between images.
         deaths: image_uid as text -> times that its process died while it was alone.
         verdicts: image_uid as text -> `crashed` or `timeout`.
+        idle_deaths: times that its process died while images were taken one by one and none was at work.
     """
 
     unit_id: str
@@ -46,6 +49,7 @@ class Attempt:
     current_uid: int | None = None
     deaths: dict[str, int] = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)
+    idle_deaths: int = 0
 
     def verdict(self, image_uid: int) -> str | None:
         """Return `crashed`, `timeout`, or None for an image that has not been convicted."""
@@ -77,12 +81,21 @@ class AttemptLog:
         self._place = place
         self._node_died = node_died
 
-    def begin(self, unit_id: str) -> Attempt:
-        """Return this attempt's record, stored, having drawn the conclusions from an earlier one."""
+    def begin(self, unit_id: str, max_idle_deaths: int | None = None) -> Attempt:
+        """Return this attempt's record, stored, having drawn the conclusions from an earlier one.
+
+        Args:
+            unit_id: the unit.
+            max_idle_deaths: give up after so many deaths with no image at work; only for a process that works on one
+                unit at a time, since another may have killed it.
+
+        Raises:
+            OutputError: gave up.
+        """
         earlier = self._load(unit_id)
         attempt = Attempt(unit_id, self._place)
         if earlier is not None:
-            attempt.alone, attempt.deaths, attempt.verdicts = earlier.alone, earlier.deaths, earlier.verdicts
+            attempt = dataclasses.replace(earlier, place=self._place, current_uid=None)
             if not self._node_died(earlier.place):
                 attempt.alone = True
                 if earlier.alone and earlier.current_uid is not None:
@@ -90,6 +103,13 @@ class AttemptLog:
                     attempt.deaths[uid] = attempt.deaths.get(uid, 0) + 1
                     if attempt.deaths[uid] >= MAX_DEATHS:
                         attempt.verdicts.setdefault(uid, "crashed")
+                elif earlier.alone:
+                    attempt.idle_deaths += 1
+                    if max_idle_deaths is not None and attempt.idle_deaths >= max_idle_deaths:
+                        raise OutputError(
+                            f"the process that works on unit {unit_id} died {attempt.idle_deaths} times while no image "
+                            "was at work: is there enough memory for its part?"
+                        )
         self.store(attempt)
         return attempt
 

@@ -35,6 +35,10 @@ UNITS_IN_FLIGHT = 3
 # they ever have here, so that no pool would grow.
 UPSCALING_THRESHOLD = 1.0
 
+MAX_FAILED_STARTS = 3
+"""How many actors of a stage may fail to start one after another: a node may be broken, or out of memory. Wrong
+settings fail on every node."""
+
 NO_PROGRESS_LIMIT_S = -1  # off: waiting for capacity is no failure
 
 
@@ -154,6 +158,7 @@ def _prepare_context() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_LIMIT_S
+    context.max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
     context.autoscaling_config.actor_pool_util_upscaling_threshold = UPSCALING_THRESHOLD
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off

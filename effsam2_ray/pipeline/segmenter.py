@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +30,7 @@ from effsam2_ray.errors import EffSam2Error, ImageError, WeightsError
 from effsam2_ray.images import decode_image
 from effsam2_ray.inputs.reader import ImageRecord
 from effsam2_ray.labeller import FoundPrompts, Labeller, find_prompts, heads_of, same_candidates, same_distances
-from effsam2_ray.model.compiled import compile_model
+from effsam2_ray.model.compiled import compile_model, encode_as_given
 from effsam2_ray.model.interface import EncodedImage
 from effsam2_ray.model.weights import load_model
 from effsam2_ray.numerics import in_safe_dtype
@@ -149,6 +152,12 @@ class Segmenter:
                         await self._window.acquire()
                         task = group.create_task(label(todo[start : start + size]))
                         task.add_done_callback(lambda _: self._window.release())
+                # Beside others an image may have taken their time: it is tried once more, alone.
+                if slow := sorted({i for found in outcomes.values() for i in todo if _may_be_innocent(found[i])}):
+                    await self._label_alone(attempt, images.records, slow, label)
+                    for found in outcomes.values():
+                        for index in slow:
+                            found[index] = dataclasses.replace(cast(ImageOutcome, found[index]), attempts=2)
         await self._run(self._loaders, self._log.end, attempt)
         complete = {lead: [outcome for outcome in outcomes[lead] if outcome is not None] for lead in leads}
         return UnitCandidates(images.task, {run: complete[self._leads[run]] for run in runs}, self._warning)
@@ -217,9 +226,12 @@ class Segmenter:
         except TimeoutError as error:
             failure = ("timeout", str(error), "cluster")
         except Exception as error:  # the one place where anything becomes a row with a status
+            if is_device_lost(error):
+                _end_process(error)
             name = "" if isinstance(error, EffSam2Error) else f"{type(error).__name__}: "
             failure = ("failed", f"{name}{error}", "segment")
         if failure[0] == "oom":  # here, where the error and the tensors of its frames are gone
+            encode_as_given(self._labellers[0].model)
             await self._run(self._device_thread, torch.cuda.empty_cache)
         outcomes: dict[int, list[ImageOutcome]] = {}
         if len(leads) > 1:  # what fails with one run's settings must not cost another its row
@@ -324,6 +336,25 @@ def _prompts_from(
         "medoids_s": time.perf_counter() - start,
     }
     return FoundPrompts(prompts, clusters.labels.reshape(captured.grid_hw).astype(np.int16), step_s)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether a device error leaves every later call of this process to fail, whatever image it is for."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return False
+    lost = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, lost) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+
+
+def _end_process(error: BaseException) -> None:
+    """End this actor's process: its units are redone by another, and only what kills again and again is blamed."""
+    print(f"segmenter ends, its device is lost: {redact_text(str(error))}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _may_be_innocent(outcome: ImageOutcome | None) -> bool:
+    """Return whether an image timed out beside others, which may have taken its time."""
+    return outcome is not None and (outcome.status, outcome.step) == ("timeout", "cluster")
 
 
 def _decode(data: bytes) -> _Picture:

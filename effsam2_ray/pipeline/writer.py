@@ -25,6 +25,9 @@ from effsam2_ray.results import LabelledImage
 from effsam2_ray.schema import build_table, result_columns
 from effsam2_ray.uris import redact_text
 
+MAX_IDLE_DEATHS = 8
+"""Deaths of a writer at one unit while no image was being merged, as when the part is too large for its memory."""
+
 COLLAPSED_SHARE = 0.5
 """A picture has collapsed when its largest merged mask joined more than this share of the candidates."""
 
@@ -75,17 +78,19 @@ class MergeWriter:
                     for outcome in unit.outcomes[part.run]
                     if part.only is None or outcome.record.image_uid in part.only
                 ]
-                merged = self._merge(part.run, unit.task.unit_id, wanted)
-                summary = _write(self._specs[part.run], unit.task.unit_id, part, merged)
+                log = self._logs[part.run]
+                attempt = log.begin(f"{unit.task.unit_id}.merge", MAX_IDLE_DEATHS)
+                merged = self._merge(part.run, attempt, wanted)
+                summary = _write(self._specs[part.run], unit.task.unit_id, part, merged, unit.warning)
+                log.end(attempt)
                 self._metrics[part.run].count(row for _, row in merged)
-                yield pa.table({"summary": [json.dumps({**summary, "run": part.run, "warning": unit.warning})]})
+                yield pa.table({"summary": [json.dumps({**summary, "run": part.run})]})
 
     def _merge(
-        self, run: int, unit_id: str, outcomes: Sequence[ImageOutcome]
+        self, run: int, attempt: Attempt, outcomes: Sequence[ImageOutcome]
     ) -> list[tuple[ImageOutcome, dict[str, Any]]]:
         """Return each outcome with its row. After a death, an image is noted before it is touched."""
         log = self._logs[run]
-        attempt = log.begin(f"{unit_id}.merge")
         self._current = log, attempt
         merged = []
         for outcome in (_convicted(outcome, attempt) for outcome in outcomes):
@@ -95,7 +100,9 @@ class MergeWriter:
             with self._watchdog.watch(self._image_timeout_s):
                 merged.append(_checked(self._specs[run], outcome))
         self._current = None
-        log.end(attempt)
+        if attempt.alone:
+            attempt.current_uid = None
+            log.store(attempt)
         return merged
 
     def _convict(self) -> None:
@@ -106,13 +113,17 @@ class MergeWriter:
 
 
 def _write(
-    spec: WriterSpec, unit_id: str, part: PartTask, merged: Sequence[tuple[ImageOutcome, dict[str, Any]]]
+    spec: WriterSpec,
+    unit_id: str,
+    part: PartTask,
+    merged: Sequence[tuple[ImageOutcome, dict[str, Any]]],
+    warning: str,
 ) -> dict[str, Any]:
     failures = [_failure(unit_id, outcome) for outcome, _ in merged if outcome.status != "ok"]
     table = build_table([row for _, row in merged], spec.schema)
     if part.only is not None:
         table = _with_earlier(spec, unit_id, table)
-    summary = summarize(unit_id, table, failures)
+    summary = {**summarize(unit_id, table, failures), "warning": warning}
     size_bytes = spec.output.put_part(unit_id, table, summary)
     return {**summary, "part_bytes": size_bytes}
 
