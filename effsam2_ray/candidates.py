@@ -47,7 +47,8 @@ def select_candidates(
         low_res_logits: (P, M, h, w) mask logits at the decoder's size, any floating dtype, any device.
         predicted_iou: (P, M).
         point_coords: (P, 2) as (x, y) in pixels of the picture.
-        upsample: takes (n, h, w) float32 logits and `size_hw`; returns (n, H, W) in the picture's frame.
+        upsample: takes (n, h, w) float32 logits and `size_hw`; returns (n, H, W) in the picture's frame. What it makes
+            on its way is its own to bound.
         size_hw: (H, W) of the picture in pixels.
         masks_per_prompt: `best` keeps the mask with the highest predicted IoU, the first of equals; `all` keeps M.
         pred_iou_thresh: a mask needs a predicted IoU above this; 0 is off.
@@ -78,7 +79,7 @@ def select_candidates(
         keep = _passes(low_stability, stability_score_thresh)
         index, scores, low_stability = index[keep], scores[keep], low_stability[keep]
 
-    chunk_size = _chunk_size(size_hw, chunk_bytes, logits.device)
+    chunk_size = masks_at_once(size_hw, logits.device, chunk_bytes)
     rles: list[Rle] = []
     kept: list[torch.Tensor] = []
     stabilities: list[torch.Tensor] = []
@@ -100,6 +101,19 @@ def select_candidates(
     chosen = torch.cat(kept)
     points = torch.as_tensor(point_coords).cpu()[index[chosen].cpu() // num_masks]
     return _to_masks(rles, scores[chosen].tolist(), torch.cat(stabilities).tolist(), points.tolist())
+
+
+def masks_at_once(size_hw: tuple[int, int], device: torch.device, chunk_bytes: int | None = None) -> int:
+    """Return how many masks of (H, W) float32 logits fit into one chunk, at least 1.
+
+    Args:
+        size_hw: (H, W).
+        device: where the logits lie.
+        chunk_bytes: size of a chunk; None takes 16 MiB on a CPU and 512 MiB elsewhere.
+    """
+    if chunk_bytes is None:
+        chunk_bytes = _CPU_CHUNK_BYTES if device.type == "cpu" else _DEVICE_CHUNK_BYTES
+    return max(1, chunk_bytes // (4 * size_hw[0] * size_hw[1]))
 
 
 def stability_scores(mask_logits: torch.Tensor, offset: float) -> torch.Tensor:
@@ -168,12 +182,6 @@ def _count_above(mask_logits: torch.Tensor, level: float) -> torch.Tensor:
         counts = [np.count_nonzero(logits > level) for logits in mask_logits.numpy()]
         return torch.tensor(counts, dtype=torch.int32)
     return (mask_logits > level).sum(dim=(1, 2), dtype=torch.int32)
-
-
-def _chunk_size(size_hw: tuple[int, int], chunk_bytes: int | None, device: torch.device) -> int:
-    if chunk_bytes is None:
-        chunk_bytes = _CPU_CHUNK_BYTES if device.type == "cpu" else _DEVICE_CHUNK_BYTES
-    return max(1, chunk_bytes // (4 * size_hw[0] * size_hw[1]))
 
 
 def _to_masks(rles: list[Rle], scores: list[float], stabilities: list[float], points: list[list[float]]) -> list[Mask]:

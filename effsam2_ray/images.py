@@ -18,7 +18,7 @@ import io
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from effsam2_ray.errors import ImageError
 
@@ -45,6 +45,9 @@ STATUSES: dict[str, str] = {
 
 DEFAULT_MAX_PIXELS = 120_000_000
 """Largest width x height that is decoded: 360 MB as RGB; the largest phone cameras but one fit."""
+
+MAX_TEXT_BYTES = 64 << 20
+"""Largest text or colour profile of a PNG, unpacked, and most of all its texts; Pillow's own limit is 1 MiB each."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM", "ICO")
 
@@ -136,7 +139,9 @@ def rgb_array(image: Image.Image) -> np.ndarray:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and limit < max_pixels:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit is one for the whole process; it is only ever raised
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limits are those of the whole process; they are only raised
+    PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_TEXT_BYTES)
+    PngImagePlugin.MAX_TEXT_MEMORY = max(PngImagePlugin.MAX_TEXT_MEMORY, MAX_TEXT_BYTES)
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -169,8 +174,10 @@ def _unidentified(data: bytes) -> ImageError:
 
 
 def _damage(data: bytes, error: Exception | None) -> str:
-    """Tell a file that ends early from one that is damaged inside."""
+    """Tell a file that ends early, or has too much text, from one that is damaged inside."""
     text = str(error).lower()
+    if "max_text_" in text:  # the PNG decoder names the limit that it met
+        return "too_large"
     if _ends_early(data) or any(word in text for word in ("truncated", "end of file", "eof")):
         return "truncated"
     return "corrupt"

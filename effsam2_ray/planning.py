@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from effsam2_ray.inputs.cutting import MAX_UNIT_IMAGES, UNITS_PER_SEGMENTER
+from effsam2_ray.inputs.cutting import UNIT_IMAGES, UNITS_PER_SEGMENTER
 
 DEVICE_STEPS = ("encode_s", "decode_s", "select_s")
 CLUSTER_STEPS = ("attention_s", "distances_s", "spanning_tree_s", "medoids_s")
@@ -113,7 +113,7 @@ def wall_hours(num_images: int, num_segmenters: int, rates: Rates) -> float:
     """Return the hours until the last segmenter is done, as each takes whole units."""
     if not num_images:
         return 0.0
-    unit_images = max(1, min(MAX_UNIT_IMAGES, num_images // (UNITS_PER_SEGMENTER * num_segmenters)))
+    unit_images = max(1, min(UNIT_IMAGES, num_images // (UNITS_PER_SEGMENTER * num_segmenters)))
     units_each = math.ceil(math.ceil(num_images / unit_images) / num_segmenters)
     return min(num_images, units_each * unit_images) / rates.images_per_s / 3600
 

@@ -49,6 +49,8 @@ class Retry:
 
 RETRY = Retry()
 CONNECT_TIMEOUT_S = 10
+MAX_CONNECTIONS = 64
+"""To S3, of one process: as many as threads wait for it."""
 READ_TIMEOUT_S = 30
 """A connection that says nothing for this long counts as stalled (S3; other stores have their own)."""
 
@@ -387,7 +389,12 @@ def _new_filesystem(scheme: str, options: dict[str, Any]) -> Any:
         return LocalFileSystem()
     if scheme == "s3":
         # Retries are made here, in one layer with jitter, not in three that multiply.
-        config = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S, "retries": {"max_attempts": 0}}
+        config = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": READ_TIMEOUT_S,
+            "retries": {"max_attempts": 0},
+            "max_pool_connections": MAX_CONNECTIONS,
+        }
         options = {"config_kwargs": config, "use_listings_cache": False, **options}
     try:
         fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)

@@ -58,11 +58,11 @@ def main() -> None:
     heads = measure_heads(model, args.num_scenes, args.size, preset.min_samples, preset.min_cluster_size)
     parts.append(head_table(heads))
     _show(parts[-2:])
-    best = max(heads, key=lambda head: heads[head])
+    block, head = model.info.default_head
     for name, items in pictures.items():
         subset = items[: args.num_grid]
-        parts.append(f"### Methods, {name} ({len(subset)} pictures), block {best[0]}, head {best[1]}")
-        parts.append(method_table(_methods(model, best, subset)))
+        parts.append(f"### Methods, {name} ({len(subset)} pictures), block {block}, head {head}")
+        parts.append(method_table(_methods(model, (block, head), subset)))
         _show(parts[-2:])
     about = (
         f"By `jobs/measure_demo.py`, weights {model.info.weights_sha256[:12]}, {args.num_scenes} held-out scenes of "

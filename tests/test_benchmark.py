@@ -25,7 +25,7 @@ from effsam2_ray.benchmark.timing import Spread, interleave, peak_memory, ratios
 from effsam2_ray.errors import ConfigError, InputError
 from effsam2_ray.model.reference import grid_generator
 from effsam2_ray.model.weights import load_model
-from effsam2_ray.pipeline.benchmark import busy_share
+from effsam2_ray.pipeline.benchmark import busy_share, rerun_cost
 from effsam2_ray.prompts import grid_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,6 +191,15 @@ def test_memory_stays_under_the_budget_with_8000_x_6000_pixels_and_1000_prompts(
         labelled = label_picture(labeller, large, LARGE_PROMPTS)
     assert len(labelled.candidates) > 100
     assert memory[0].host_bytes < LARGE_BUDGET_BYTES
+
+
+@pytest.mark.soak
+def test_what_runs_that_share_work_cost(labeller, pictures):
+    other = Labeller(labeller.model, benchmark_config(labeller.model, "high_quality", False, []))
+    cost = rerun_cost({"low_latency": labeller, "high_quality": other}, "demo", pictures, seconds=2)
+    assert list(cost.alone_s) == list(cost.remerge_s) == ["low_latency", "high_quality"]
+    assert cost.num_images > 8 and all(value > 0 for value in cost.bare_label_s.values())
+    assert min(cost.candidates.values()) > 0 and min(cost.remerge_vs_label.values()) > 1
 
 
 @pytest.mark.soak

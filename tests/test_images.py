@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from effsam2_ray.errors import ImageError
-from effsam2_ray.images import STATUSES, decode_image, rgb_array
+from effsam2_ray.images import MAX_TEXT_BYTES, STATUSES, decode_image, rgb_array
 
 
 def encode(image: Image.Image, file_format: str, **options) -> bytes:
@@ -212,6 +214,41 @@ def test_pixels_are_capped_before_decoding(photo: Image.Image):
     data = encode(photo, "PNG")
     assert status_of(data, max_pixels=90 * 120 - 1) == "too_large"
     assert decode_image(data, max_pixels=90 * 120).shape == (90, 120, 3)
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes, *, before: bytes = b"IDAT") -> bytes:
+    """Put a chunk into a PNG."""
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    place = png.index(before) - 4
+    return png[:place] + chunk + png[place:]
+
+
+def text_chunk(kind: bytes, num_bytes: int) -> bytes:
+    packed = zlib.compress(b"x" * num_bytes, 9)
+    return {b"iTXt": b"key\0\1\0en\0key\0", b"zTXt": b"key\0\0", b"iCCP": b"name\0\0"}[kind] + packed
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize(("kind", "num_bytes"), [(b"zTXt", 2 << 20), (b"iTXt", 2 << 20), (b"iCCP", 3 << 19)])
+def test_long_texts_and_profiles_of_a_png_are_no_damage(photo: Image.Image, kind: bytes, num_bytes: int, before: bytes):
+    png = encode(photo, "PNG")
+    data = with_chunk(png, kind, text_chunk(kind, num_bytes), before=before)
+    assert np.array_equal(decode_image(data), decode_image(png))
+
+
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_text_that_unpacks_to_more_than_the_limit_is_refused(photo: Image.Image, kind: bytes, before: bytes):
+    bomb = text_chunk(kind, MAX_TEXT_BYTES + 1)
+    assert len(bomb) < 100_000
+    assert status_of(with_chunk(encode(photo, "PNG"), kind, bomb, before=before)) == "too_large"
+
+
+def test_texts_of_a_png_are_bounded_together(photo: Image.Image):
+    data = encode(photo, "PNG")
+    for _ in range(5):
+        data = with_chunk(data, b"zTXt", text_chunk(b"zTXt", MAX_TEXT_BYTES // 4))
+    assert status_of(data) == "too_large"
 
 
 def test_damage_never_escapes_as_another_error(photo: Image.Image):

@@ -93,7 +93,7 @@ TEXT = {"type": "string"}
 DISK = {"boot": {"const": True}, "autoDelete": {"const": True}, "type": {"enum": ["PERSISTENT", "SCRATCH"]}}
 DISK["initializeParams"] = {
     "type": "object",
-    "properties": {"diskSizeGb": {"type": "integer"}, "sourceImage": TEXT},
+    "properties": {"diskSizeGb": {"type": "integer"}, "diskType": TEXT, "sourceImage": TEXT},
     "required": ["sourceImage"],
     "additionalProperties": False,
 }

@@ -166,7 +166,11 @@ def test_named_files_need_no_suffix(tmp_path: Path):
         ([], "none.jpg", "none.jpg matches nothing: missing, there is no such file"),
         ([], "none-{0..3}.tar", "matches nothing"),
         ([], "*.jpg", "matches nothing"),
-        (["a.tar", "b.tar", "c.csv"], "", r"holds no images, only 2 tar files, 1 manifest files; to read shards"),
+        (["a.csv", "b.csv", "c.json"], "", r"holds no images, only 2 manifest files, 1 other files; to read these"),
+        (["a.tar", "b.csv"], "*", r"holds no images, only 1 tar files, 1 manifest files; to read these, name them"),
+        (["a.tar", "a.parquet"], "", "holds no images, but tar files and Parquet files, .*; give a glob of those"),
+        (["0.parquet", "_meta/job.json"], "", "holds no images, only the output of a run; to read its parts"),
+        (["p/0.parquet", "p/_meta/job.json", "q/0.parquet", "q/_meta/job.json"], "", "only the output of a run"),
         (["a.parquet/part.txt"], "a.parquet", "is a folder; give a glob"),
         (["x.txt"], "x.txt", "holds no images"),
     ],
@@ -177,6 +181,55 @@ def test_inputs_without_images(tmp_path: Path, make: list[str], uri: str, messag
         (tmp_path / "x.txt").write_text("# nothing\n")
     with pytest.raises(InputError, match=message):
         build_work_list([f"{tmp_path}/{uri}"])
+
+
+def same_images(first: WorkList, second: WorkList) -> bool:
+    return list(first.units()) == list(second.units())
+
+
+def test_a_folder_of_tars_is_what_its_tars_are_one_by_one(tmp_path: Path):
+    fill(tmp_path, ["notes.txt", "b/001.json"])
+    shards = ["b/000.tar", "b/001.tar.gz", "c.tar"]
+    for shard in shards:
+        data = tar_of([(f"{n}.jpg", b"%d" % n) for n in range(3)])
+        put_bytes(f"{tmp_path}/{shard}", gzip.compress(data) if shard.endswith("gz") else data)
+    work_list = build_work_list([f"{tmp_path}/"])
+    assert uris(work_list) == [f"file://{tmp_path}/{shard}#{n}.jpg" for shard in shards for n in range(3)]
+    assert same_images(work_list, build_work_list([f"{tmp_path}/{shard}" for shard in shards]))
+    assert (work_list.summary.num_shards, work_list.summary.num_ignored) == (3, 2)
+
+
+def test_a_folder_of_parquet_files_is_what_its_files_are_one_by_one(tmp_path: Path):
+    for name in "ba":
+        pq.write_table(pa.table({"jpg": [b"x", b"y"], "id": [1, 2]}), tmp_path / f"{name}.parquet")
+    work_list = build_work_list([str(tmp_path)], id_column="id")
+    assert [uri.rpartition("/")[2] for uri in uris(work_list)] == [f"{n}.parquet#row={r}" for n in "ab" for r in (0, 1)]
+    assert same_images(work_list, build_work_list([f"{tmp_path}/a.parquet", f"{tmp_path}/b.parquet"], id_column="id"))
+
+
+def test_shards_beside_images_are_ignored(tmp_path: Path):
+    fill(tmp_path, ["a.parquet", "b.jpg", "c.tar"])
+    work_list = build_work_list([str(tmp_path)])
+    assert names(work_list, tmp_path) == ["b.jpg"]
+    assert work_list.summary.num_ignored == 2
+
+
+def test_parts_of_a_run_are_no_shards_of_a_folder(tmp_path: Path):
+    put_bytes(f"{tmp_path}/s/0.tar", tar_of([("a.jpg", b"a")]))
+    put_bytes(f"{tmp_path}/t.tar", tar_of([("a.jpg", b"a")]))
+    fill(tmp_path, ["s/out/0.parquet", "s/out/_meta/job.json", "s/out/_meta/work_list.parquet"])
+    work_list = build_work_list([str(tmp_path)])
+    assert names(work_list, tmp_path) == ["s/0.tar#a.jpg", "t.tar#a.jpg"]
+    assert work_list.summary.num_ignored == 3
+
+
+def test_a_prefix_of_s3_with_shards(s3: ObjectStore):  # noqa: F811
+    for key in ("shards/0.tar", "shards/1.tar"):
+        s3.put(key, tar_of([("a.jpg", b"a"), ("b.jpg", b"b")]))
+    options = {"storage_options": s3.options}
+    named = build_work_list([f"{s3.root}/shards/{n}.tar" for n in (0, 1)], **options)
+    for uri in (f"{s3.root}/shards/", f"{s3.root}/shards"):
+        assert same_images(build_work_list([uri], **options), named)
 
 
 def test_bad_arguments(tmp_path: Path):

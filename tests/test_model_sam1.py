@@ -176,3 +176,20 @@ def test_a_picture_too_thin_for_sam1_itself_still_has_a_result(model: Sam1Model)
     assert encoded.captured[5, 2].grid_hw == (1, 16)
     [decoded] = model.decode([(encoded, np.array([[2500.0, 0.5]]))])
     assert model.upsample(decoded.low_res_logits[:, 0], (1, 5000)).shape == (1, 1, 5000)
+
+
+def test_masks_of_a_small_picture_pass_the_encoders_square_a_few_at_a_time(
+    model: Sam1Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(150, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = model._model.postprocess_masks(logits[:, None], resized_size((20, 30), SIDE), (20, 30))[:, 0]
+    own, sizes = model._model.postprocess_masks, []
+
+    def spy(masks: torch.Tensor, *sizes_hw: tuple[int, int]) -> torch.Tensor:
+        sizes.append(len(masks))
+        return own(masks, *sizes_hw)
+
+    monkeypatch.setattr(model._model, "postprocess_masks", spy)
+    assert torch.equal(model.upsample(logits, (20, 30)), expected)
+    assert sizes == [64, 64, 22]  # 64 squares of 256 x 256 float32 are 16 MiB
+    assert model.upsample(logits[:0], (20, 30)).shape == (0, 20, 30)

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import datetime
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import ObjectStore, s3, s3_endpoint  # noqa: F401  fixtures
 
+from effsam2_ray import storage
 from effsam2_ray.errors import InputError
+from effsam2_ray.inputs import parquet
+from effsam2_ray.inputs.listing import build_work_list
 from effsam2_ray.inputs.parquet import describe_parquet, read_rows
-from effsam2_ray.storage import put_bytes, stat
+from effsam2_ray.storage import put_bytes, read_range, stat
 
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -141,3 +146,27 @@ def test_from_a_store(s3: ObjectStore, tmp_path: Path):  # noqa: F811
     put_bytes(uri, Path(path).read_bytes(), s3.options)
     table = describe_parquet(stat(uri, s3.options), storage_options=s3.options)
     assert [row.cell for row in read_rows(table.shard, 25, 31, (), s3.options)] == data[25:31]
+
+
+@pytest.mark.parametrize(("row_group_size", "most"), [(100, 1.1), (1000, 1.1), (3000, 2.1)])
+def test_units_read_little_more_than_their_rows(monkeypatch: pytest.MonkeyPatch, row_group_size: int, most: float):
+    noise = np.random.default_rng(0).bytes(3_000_000)
+    columns = {"jpg": [noise[1000 * n : 1000 * n + 1000] * 2 for n in range(3000)]}
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(pa.table(columns), buffer, row_group_size=row_group_size, data_page_size=1 << 16, **options)
+    put_bytes("memory://tables/a.parquet", buffer.getvalue())
+    work_list = build_work_list(["memory://tables/a.parquet"])
+    fetched = []
+
+    def counting(uri: str, start: int, end: int, options: Any) -> bytes:
+        fetched.append(end - start)
+        return read_range(uri, start, end, options)
+
+    monkeypatch.setattr(storage, "read_range", counting)
+    monkeypatch.setattr(parquet, "_WINDOW", 1 << 14)
+    rows = 0
+    for unit in work_list.units():
+        rows += len(list(read_rows(unit.shard, unit.images[0].row, unit.images[-1].row + 1)))
+    assert rows == 3000
+    assert sum(fetched) <= most * 6_000_000

@@ -13,6 +13,7 @@ from ray_head import free_port
 from effsam2_ray import storage, uris
 from effsam2_ray.cli import main
 from effsam2_ray.errors import InputError
+from effsam2_ray.inputs import listing, reader
 from effsam2_ray.storage import (
     Retry,
     delete,
@@ -220,6 +221,11 @@ def test_transient_errors_are_retried_and_permanent_ones_are_not():
     with pytest.raises(TimeoutError):
         retrying(lambda: fail_with(TimeoutError("stalled"), 99))
     assert len(calls) == 4
+
+
+def test_as_many_connections_as_threads_that_wait_for_them():
+    fs, _ = storage.filesystem("s3://bucket/a", {"endpoint_url": "http://127.0.0.1:9"})
+    assert fs.config_kwargs["max_pool_connections"] >= max(reader.READERS, listing.INDEXERS) >= 32
 
 
 def test_errors_of_a_storage_client_are_os_errors(monkeypatch: pytest.MonkeyPatch):

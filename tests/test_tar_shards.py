@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from object_store import ObjectStore, s3, s3_endpoint  # noqa: F401  fixtures
 
+from effsam2_ray.inputs import tar
 from effsam2_ray.inputs.tar import TarIndex, index_tar
-from effsam2_ray.storage import FileInfo, put_bytes, stat
+from effsam2_ray.storage import FileInfo, put_bytes, read_range, stat
 
 
 def tar_of(members: list[tuple[str, bytes] | tarfile.TarInfo], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
@@ -154,10 +155,10 @@ def three() -> bytes:
         (512, ["truncated"]),
     ],
 )
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "memory"])
 def test_a_cut_shard_shows_its_loss(three: bytes, tmp_path: Path, name: str, end: int, found: list[str]):
     data = gzip.compress(three[:end]) if name.endswith("gz") else three[:end]
-    index = index_of(data, tmp_path, name)
+    index = index_tar(stored(data)) if name == "memory" else index_of(data, tmp_path, name)
     assert [image.status for image in index.images] == found
     last = index.images[-1]
     if last.status == "truncated":
@@ -187,8 +188,8 @@ def test_a_cut_gzip_stream_is_seen(tmp_path: Path):
     [(b"", "empty"), (b"<html>" * 500, "corrupt"), (bytes(1024), "ok"), (b"x" * 100, "truncated")],
 )
 def test_what_is_no_tar_is_one_row(tmp_path: Path, data: bytes, status: str):
-    index = index_of(data, tmp_path)
-    assert [image.status for image in index.images] == ([] if status == "ok" else [status])
+    for index in (index_of(data, tmp_path), index_tar(stored(data))):
+        assert [image.status for image in index.images] == ([] if status == "ok" else [status])
 
 
 def test_damage_in_the_middle_is_one_row_for_the_rest(three: bytes, tmp_path: Path):
@@ -205,27 +206,71 @@ def test_random_damage_neither_hangs_nor_raises(three: bytes, tmp_path: Path):
             0, 12, 3
         )
         data[places] = rng.integers(0, 256, 3)
-        for image in index_of(data.tobytes(), tmp_path).images:
+        local, remote = index_of(data.tobytes(), tmp_path), index_tar(stored(data.tobytes()))
+        assert rows(local) == rows(remote)
+        for image in local.images:
             assert image.status in ("ok", "truncated", "corrupt", "unsupported", "empty")
 
 
-def test_only_headers_are_fetched_from_a_store(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    from effsam2_ray import storage
-
-    members = [(f"{number}.jpg", bytes([number]) * 400_000) for number in range(12)]
-    uri = f"{s3.root}/shard.tar"
-    put_bytes(uri, tar_of(members), s3.options)
-    fetched = []
-    real = storage.read_range
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the ranges that are fetched of tars."""
+    sizes: list[int] = []
 
     def counting(uri: str, start: int, end: int, options) -> bytes:
-        fetched.append(end - start)
-        return real(uri, start, end, options)
+        sizes.append(end - start)
+        return read_range(uri, start, end, options)
 
-    monkeypatch.setattr(storage, "read_range", counting)
+    monkeypatch.setattr(tar, "read_range", counting)
+    return sizes
+
+
+def stored(data: bytes) -> FileInfo:
+    put_bytes("memory://tars/a.tar", data)
+    return stat("memory://tars/a.tar")
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "most_requests", "most_bytes"),
+    [  # of one sample: a picture and its JSON
+        (30_000, 0.5, 32_000),  # read through, two samples or more at once
+        (40_000, 1.1, 4_300),
+        (100_000, 1.1, 4_300),
+        (300_000, 1.1, 4_300),
+    ],
+)
+def test_what_listing_costs(fetched: list[int], image_bytes: int, most_requests: float, most_bytes: int):
+    members = [
+        (f"{n:04d}.{kind}", bytes(size)) for n in range(80) for kind, size in (("jpg", image_bytes), ("json", 200))
+    ]
+    index = index_tar(stored(tar_of(members, tarfile.USTAR_FORMAT)))
+    assert [image.member for image in index.images] == [f"{n:04d}.jpg" for n in range(80)]
+    assert len(fetched) <= most_requests * 80
+    assert sum(fetched) <= most_bytes * 80
+
+
+def test_long_names_and_large_members_cost_one_request_each(fetched: list[int]):
+    names = ["d/" * 150 + f"{n}.jpg" for n in range(20)]
+    index = index_tar(stored(tar_of([(name, bytes(200_000)) for name in names])))
+    assert [image.member for image in index.images] == names
+    assert len(fetched) <= 22
+
+
+def test_small_members_between_large_ones_change_nothing(tmp_path: Path):
+    sizes = np.random.default_rng(5).choice([0, 1, 511, 512, 3000, 9000, 40_000, 70_000, 200_000], 300)
+    data = tar_of([(f"{n}.jpg" if n % 3 else f"{n}.txt", bytes(int(size))) for n, size in enumerate(sizes)])
+    local, remote = index_of(data, tmp_path), index_tar(stored(data))
+    assert [(image.member, image.offset, image.size_bytes, image.status) for image in remote.images] == [
+        (image.member, image.offset, image.size_bytes, image.status) for image in local.images
+    ]
+    assert remote.num_ignored == 100
+
+
+def test_shards_of_s3_are_listed_and_read(s3: ObjectStore):  # noqa: F811
+    uri = f"{s3.root}/shard.tar"
+    put_bytes(uri, tar_of([(f"{n}.jpg", bytes([n]) * 100_000) for n in range(12)]), s3.options)
     index = index_tar(stat(uri, s3.options), s3.options)
-    assert [image.member for image in index.images] == [name for name, _ in members]
-    assert sum(fetched) < 0.3 * 12 * 400_000
+    assert [read_range(uri, image.offset, image.offset + 1, s3.options)[0] for image in index.images] == list(range(12))
 
 
 def test_a_missing_shard_is_an_error_of_the_storage(tmp_path: Path):

@@ -69,7 +69,7 @@ def test_units_come_back_as_they_were():
         Run("parquet", (), table.shard, table, 5),
     ]
     work_list = WorkList.from_bytes(build(runs).to_bytes())
-    assert [unit.kind for unit in work_list.units()] == ["files"] * 2 + ["tar"] * 2 + ["parquet"] * 3
+    assert [unit.kind for unit in work_list.units()] == ["files"] * 2 + ["tar"] * 2 + ["parquet"] * 2
     images = [image for unit in work_list.units() for image in unit.images]
     assert images[:6] == [*runs[0].images, *tar_images]
     assert [(image.row, image.image_uri) for image in images[6:]] == [
@@ -77,7 +77,7 @@ def test_units_come_back_as_they_were():
     ]
     assert work_list.unit(2).shard == shard
     assert work_list.unit(5).shard == Shard("s3://b/t.parquet", 900, "e2", "image", "id")
-    assert [unit.size_bytes for unit in work_list.units()][4:] == [200, 550, 450]
+    assert [unit.size_bytes for unit in work_list.units()][4:] == [300, 900]
     assert work_list.unit(0).kept_types == (("n", "int64"),)
     assert work_list.kept_schema == {"n": pa.int64()}
     assert work_list.summary.num_images == work_list.num_images == 11
@@ -121,6 +121,44 @@ def test_units_never_cross_shards():
     runs.append(Run("files", [lone(n) for n in range(2000)]))
     work_list = build(runs)
     assert list(work_list.unit_num_images)[:5] == [512, 188, 512, 188, 512]
+
+
+def table_of(*row_groups: tuple[int, int]) -> Run:
+    """Rows and bytes of each row group."""
+    table = ParquetTable(FileInfo("s3://b/t.parquet", 900, "e"), "image", False, None, (), row_groups)
+    return Run("parquet", (), table.shard, table, table.num_rows)
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("row_groups", "sizes"),
+    [
+        ([(100, MIB)] * 7, [500, 200]),  # groups that fit are put together, never cut
+        ([(300, MIB)] * 4, [300] * 4),
+        ([(1000, MIB)] * 3, [1000] * 3),
+        ([(1024, MIB), (1, 1)], [1024, 1]),
+        ([(1025, MIB)], [512, 513]),
+        ([(4096, 40 * MIB)], [1024] * 4),
+        ([(10, 1000 * MIB)], [2] * 5),  # 100 MiB each: two fit into a unit
+        ([(500, 250 * MIB), (10, 7 * MIB)], [500, 10]),
+        ([(0, 0), (3, 0), (0, 0)], [3]),
+    ],
+)
+def test_units_are_cut_at_row_groups(row_groups: list[tuple[int, int]], sizes: list[int]):
+    many = Run("files", [lone(n) for n in range(2048)])  # so that units are full
+    work_list = build([table_of(*row_groups), many])
+    units = [unit for unit in work_list.units() if unit.kind == "parquet"]
+    assert [unit.num_images for unit in units] == sizes
+    assert [image.row for unit in units for image in unit.images] == list(range(sum(sizes)))
+    assert work_list.unit_ids == build([table_of(*row_groups), many]).unit_ids
+
+
+def test_a_limit_ends_inside_a_row_group():
+    table = table_of((100, 100), (100, 300))
+    work_list = build([dataclasses.replace(table, num_rows=150)])
+    assert [(unit.num_images, unit.size_bytes) for unit in work_list.units()] == [(50, 50), (50, 50), (50, 150)]
 
 
 def test_unit_ids_name_position_and_content():

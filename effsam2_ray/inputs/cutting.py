@@ -1,12 +1,18 @@
-"""Images -> units: at most so many images or bytes each, never across shards.
+"""Images -> units: so many images or bytes each, never across shards.
 
 The number of images in a unit is `min(512, images / (4 x segmenters))`, so that a small job still keeps every segmenter
 busy. The number of images is known only at the end of a listing, so images wait until there are enough for full units
 whatever follows (2,048 for each segmenter); from then on nothing waits.
+
+Rows of a Parquet file can only be reached by reading their row group from its start, so units are cut at the borders
+of row groups: a group stays whole if it has at most twice the images of a unit and the bytes of one, and a larger one
+is cut into the fewest equal units for which this holds. Each of these reads the group up to its own end.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,10 +28,13 @@ from effsam2_ray.inputs.work_list import (
     unit_id,
 )
 
-MAX_UNIT_IMAGES = 512
+UNIT_IMAGES = 512
+WHOLE_GROUP_UNITS = 2
+"""A row group of a Parquet file stays whole up to so many times the images of a unit."""
+MAX_UNIT_IMAGES = WHOLE_GROUP_UNITS * UNIT_IMAGES
 MAX_UNIT_BYTES = 256 << 20
 UNITS_PER_SEGMENTER = 4
-ASSUMED_IMAGE_BYTES = MAX_UNIT_BYTES // MAX_UNIT_IMAGES
+ASSUMED_IMAGE_BYTES = MAX_UNIT_BYTES // UNIT_IMAGES
 """Size of an image of which nothing tells the size."""
 
 
@@ -44,16 +53,23 @@ class Run:
         """Number of images."""
         return len(self.images) or self.num_rows
 
-    def sized_images(self, assumed_bytes: int) -> Iterator[tuple[ImageRef, int]]:
-        """Yield each image and its encoded size in bytes, `assumed_bytes` where nothing is known."""
+    def pieces(self, images_per_unit: int, assumed_bytes: int) -> Iterator[tuple[list[ImageRef], int]]:
+        """Yield images that stay in one unit, and their encoded bytes.
+
+        Args:
+            images_per_unit: most images of a unit.
+            assumed_bytes: size of an image where nothing is known.
+        """
         for image in self.images:
-            yield image, assumed_bytes if image.size_bytes == UNKNOWN_SIZE else image.size_bytes
+            yield [image], assumed_bytes if image.size_bytes == UNKNOWN_SIZE else image.size_bytes
         if self.table is not None:
-            row = 0
+            first = 0
             for num_rows, size in self.table.row_groups:
-                for _ in range(min(num_rows, self.num_rows - row)):
-                    yield parquet_ref(self.table.file.uri, row), size // num_rows
-                    row += 1
+                row_bytes = size // max(1, num_rows)
+                for start, stop in _cut_group(min(num_rows, self.num_rows - first), row_bytes, images_per_unit):
+                    rows = range(first + start, first + stop)
+                    yield [parquet_ref(self.table.file.uri, row) for row in rows], row_bytes * len(rows)
+                first += num_rows
 
 
 @dataclass
@@ -92,13 +108,13 @@ class UnitCutter:
             self._cut(run)
             return
         self._waiting.append(run)
-        if self.num_images >= MAX_UNIT_IMAGES * self._num_units_wanted:
-            self._start(MAX_UNIT_IMAGES)
+        if self.num_images >= UNIT_IMAGES * self._num_units_wanted:
+            self._start(UNIT_IMAGES)
 
     def finish(self) -> None:
         """Write what is left."""
         if not self._images_per_unit:
-            self._start(max(1, min(MAX_UNIT_IMAGES, self.num_images // self._num_units_wanted)))
+            self._start(max(1, min(UNIT_IMAGES, self.num_images // self._num_units_wanted)))
         self._close()
 
     def _start(self, images_per_unit: int) -> None:
@@ -108,16 +124,16 @@ class UnitCutter:
         self._waiting = []
 
     def _cut(self, run: Run) -> None:
-        for image, size in run.sized_images(self.assumed_bytes):
+        for images, size in run.pieces(self._images_per_unit, self.assumed_bytes):
             if self._open is not None and (
                 (self._open.run.kind, self._open.run.shard) != (run.kind, run.shard)
-                or len(self._open.images) >= self._images_per_unit
+                or len(self._open.images) + len(images) > self._images_per_unit
                 or self._open.size_bytes + size > MAX_UNIT_BYTES
             ):
                 self._close()
             if self._open is None:
                 self._open = _Open(run)
-            self._open.images.append(image)
+            self._open.images += images
             self._open.size_bytes += size
 
     def _close(self) -> None:
@@ -128,3 +144,12 @@ class UnitCutter:
         self._writer.add(Unit(number, done.run.kind, tuple(done.images), done.size_bytes, done.run.shard))
         self.num_units += 1
         self.size_bytes += done.size_bytes
+
+
+def _cut_group(num_rows: int, row_bytes: int, images_per_unit: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the end of each part of a row group that is too large to stay whole."""
+    if num_rows <= 0:
+        return
+    most_rows = max(1, min(WHOLE_GROUP_UNITS * images_per_unit, MAX_UNIT_BYTES // max(1, row_bytes)))
+    num_parts = math.ceil(num_rows / most_rows)
+    yield from itertools.pairwise(part * num_rows // num_parts for part in range(num_parts + 1))

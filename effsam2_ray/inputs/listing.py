@@ -33,10 +33,11 @@ from effsam2_ray.inputs.work_list import (
     shard_image_uri,
 )
 from effsam2_ray.storage import FileInfo, StorageOptions, failure_status, is_transient, stat
-from effsam2_ray.uris import canonical_uri, has_secret, redact, redact_text
+from effsam2_ray.uris import canonical_uri, has_secret, redact, redact_text, scheme_of
 
-INDEXERS = 16
-"""Shards indexed side by side."""
+INDEXERS = 64
+"""Shards of a store indexed side by side, and at most held ahead of their turn: their threads wait for the network."""
+_LOCAL_INDEXERS = 16
 SAMPLED_SIZES = 32
 """Images of a remote manifest whose size is looked up, to guess that of the others."""
 _BATCH = 4096
@@ -129,7 +130,8 @@ class _Listing:
     def add_input(self, uri: str) -> None:
         """List one INPUT."""
         before = self._cutter.num_images + self._num_duplicates
-        for item in _ahead(self._index, self._new_sources(uri)):
+        num_indexers = _LOCAL_INDEXERS if scheme_of(uri) == "file" else INDEXERS
+        for item in _ahead(self._index, self._new_sources(uri), num_indexers):
             if isinstance(item, list):
                 self._add_images(item)
             elif isinstance(item, TarIndex):
@@ -254,9 +256,9 @@ class _Listing:
 _Item = list[ImageRef] | TarIndex | ParquetTable | FileInfo
 
 
-def _ahead(index: Callable[[Source], _Item], found: Iterator[Source]) -> Iterator[_Item]:
+def _ahead(index: Callable[[Source], _Item], found: Iterator[Source], num_indexers: int) -> Iterator[_Item]:
     """Yield lone images in batches and everything else indexed, in order, a few shards ahead of who reads."""
-    pool = ThreadPoolExecutor(INDEXERS, thread_name_prefix="index")
+    pool = ThreadPoolExecutor(num_indexers, thread_name_prefix="index")
     waiting: deque[Future[_Item] | list[ImageRef]] = deque()
     try:
         for source in found:
@@ -268,7 +270,7 @@ def _ahead(index: Callable[[Source], _Item], found: Iterator[Source]) -> Iterato
                 batch.append(_file_ref(source.file))
             else:
                 waiting.append(pool.submit(index, source))
-            if len(waiting) > 2 * INDEXERS or (len(waiting) > 1 and isinstance(waiting[0], list)):
+            if len(waiting) > num_indexers or (len(waiting) > 1 and isinstance(waiting[0], list)):
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
@@ -320,6 +322,6 @@ def _mean_size(images: Sequence[ImageRef], storage_options: StorageOptions) -> i
         except (OSError, InputError):
             return UNKNOWN_SIZE
 
-    with ThreadPoolExecutor(INDEXERS) as pool:
+    with ThreadPoolExecutor(SAMPLED_SIZES) as pool:
         sizes = [size for size in pool.map(size_of, unknown) if size > 0]
     return sum(sizes) // len(sizes) if sizes else 0

@@ -7,12 +7,14 @@ An INPUT is any fsspec URI or local path. What it is follows from its name:
 `a.tar`, `a.tar.gz`, `a.tgz`       a tar shard (WebDataset)
 `a.parquet`, `a.pq`                a table of images, or a manifest if its image column holds text
 `a.txt`, `.csv`, `.tsv`, `.jsonl`  a manifest of images
-a folder or prefix                 every image file below it; shards and manifests in it are not opened
+a folder or prefix                 every image file below it; shards and manifests beside them are not opened. One that
+                                   holds no image: its tar or Parquet files, as if each were named
 a glob (`*`, `?`, `[...]`, `**`)   files only; if it ends in a suffix above, what that names, otherwise images
 `{000..012}`, `{a,b}`              each of them, one after the other
 =================================  =================================================================================
 
-A local file or folder that has braces or stars in its very name is taken as it is.
+A local file or folder that has braces or stars in its very name is taken as it is. Parts of an earlier run (files of a
+folder with `_meta/job.json`, and below it) are never taken for shards of a folder.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from effsam2_ray.storage import FileInfo, StorageOptions, stat
 from effsam2_ray.uris import canonical_uri, redact, redact_text, scheme_of
 
 SourceKind = Literal["image", "tar", "parquet", "manifest", "lost", "ignored"]
+_RUN_MARK = "/_meta/job.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ def sources(uri: str, storage_options: StorageOptions = None) -> Iterator[Source
         if not found:
             raise InputError(f"{redact(uri)} matches nothing{lost}")
         raise InputError(
-            f"{redact(uri)} holds no images, only {found}; to read shards or manifests, name them or give a glob that "
-            "ends in their suffix"
+            f"{redact(uri)} holds no images, only {found}; to read these, name them or give a glob that ends in "
+            "their suffix"
         )
 
 
@@ -103,11 +106,41 @@ def _part_sources(uri: str, storage_options: StorageOptions) -> Iterator[Source]
     except IsADirectoryError:
         if named != "image":
             raise InputError(f"{redact(uri)} is a folder; give a glob of the files in it") from None
-        yield from _of_kind(walk_folder(uri, storage_options), "image")
+        yield from _folder_sources(uri, storage_options)
     except FileNotFoundError:
         yield Source("lost", FileInfo(canonical_uri(uri), status="missing", error="there is no such file"))
     except PermissionError as error:
         yield Source("lost", FileInfo(canonical_uri(uri), status="denied", error=str(error)))
+
+
+def _folder_sources(uri: str, storage_options: StorageOptions) -> Iterator[Source]:
+    """Yield the images below a folder, or its shards where the last name is read and there was no image."""
+    shards: list[Source] = []
+    runs: list[str] = []
+    has_images = False
+    for source in _of_kind(walk_folder(uri, storage_options), "image"):
+        kind = file_kind(source.file.uri)
+        if source.file.uri.endswith(_RUN_MARK):
+            runs.append(source.file.uri.removesuffix(_RUN_MARK) + "/")
+        if source.kind == "image" and not has_images:
+            has_images = True
+            yield from (Source("ignored", shard.file) for shard in shards)
+        if source.kind == "ignored" and not has_images and (kind == "tar" or kind == "parquet"):
+            shards.append(Source(kind, source.file))
+        else:
+            yield source
+    if has_images or not shards:
+        return
+    inputs = [shard for shard in shards if not shard.file.uri.startswith(tuple(runs))]
+    if not inputs:
+        raise InputError(f"{redact(uri)} holds no images, only the output of a run; to read its parts, give a glob")
+    if len({shard.kind for shard in inputs}) > 1:
+        raise InputError(
+            f"{redact(uri)} holds no images, but tar files and Parquet files, which may describe one another; give a "
+            "glob of those with the images"
+        )
+    yield from inputs
+    yield from (Source("ignored", shard.file) for shard in shards if shard.file.uri.startswith(tuple(runs)))
 
 
 def _of_kind(files: Iterator[FileInfo], wanted: SourceKind) -> Iterator[Source]:

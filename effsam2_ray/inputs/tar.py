@@ -1,8 +1,9 @@
 """Tar shards: which images one holds and where, and what of it is lost.
 
 Every member with the name of an image is an image of its own, under its whole name: `photo.1.jpg` and `photo.2.jpg` are
-two. Other members are ignored. An uncompressed shard is indexed by its headers alone and later read only where its
-images lie; a `.tar.gz` is read through. Nothing in a shard is ever unpacked to disk.
+two. Other members are ignored. An uncompressed shard is indexed by its headers and later read only where its images
+lie. From a store, a few kilobytes are fetched behind each large member, which is one request for each; members below
+some 30 KB are read through. So is a `.tar.gz`. Nothing in a shard is ever unpacked to disk.
 
 A shard that ends early never just has fewer rows:
 
@@ -14,6 +15,8 @@ A shard that ends early never just has fewer rows:
 from __future__ import annotations
 
 import gzip
+import io
+import os
 import tarfile
 import zlib
 from collections import Counter
@@ -24,11 +27,14 @@ from typing import BinaryIO, cast
 
 from effsam2_ray.inputs.kinds import is_image_name
 from effsam2_ray.inputs.work_list import ImageRef, Shard, image_uid, shard_image_uri
-from effsam2_ray.storage import FileInfo, StorageOptions, is_transient, open_seekable
+from effsam2_ray.storage import FileInfo, StorageOptions, is_transient, open_seekable, read_range
+from effsam2_ray.uris import scheme_of
 
 BLOCK = 512
-# A header costs one request; a larger window would fetch pictures that are not wanted yet.
-_HEADER_WINDOW = 1 << 16
+# What is fetched of a store at once: room for the end of a member, a few small ones behind it and the next header.
+_SMALL_WINDOW = 1 << 12
+# As far as the window grows where members are small: then one request serves two of them or more.
+_LARGE_WINDOW = 1 << 16
 _GZIP_WINDOW = 4 << 20
 # What tarfile, gzip and zlib raise on bytes that are not what they should be.
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError, MemoryError)
@@ -56,13 +62,54 @@ def is_compressed(uri: str) -> bool:
 def open_tar(shard: FileInfo, storage_options: StorageOptions = None) -> Iterator[BinaryIO]:
     """Open a shard as the stream of its uncompressed bytes."""
     compressed = is_compressed(shard.uri)
-    window = _GZIP_WINDOW if compressed else _HEADER_WINDOW
-    with open_seekable(shard.uri, shard.size_bytes, storage_options, window) as raw:
+    if not compressed and scheme_of(shard.uri) != "file":
+        yield cast(BinaryIO, _HeaderStream(shard, storage_options))
+        return
+    with open_seekable(shard.uri, shard.size_bytes, storage_options, _GZIP_WINDOW) as raw:
         if compressed:
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield cast(BinaryIO, stream)
         else:
             yield raw
+
+
+class _HeaderStream(io.RawIOBase):
+    """A tar of a store, for reading headers: what is fetched at once is little behind a skip and more where none is."""
+
+    def __init__(self, shard: FileInfo, storage_options: StorageOptions):
+        self._shard, self._options = shard, storage_options
+        self._position = self._start = 0
+        self._window = _SMALL_WINDOW // 2  # the first fetch doubles it
+        self._data = b""  # the bytes from `_start` on
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        assert whence == os.SEEK_SET
+        self._position = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Return `size` bytes, fewer only at the end of the shard."""
+        end = self._position + size
+        if size < 0 or end > self._shard.size_bytes:
+            end = max(self._position, self._shard.size_bytes)
+        if not self._start <= self._position <= end <= self._start + len(self._data):
+            self._fetch(end)
+        data = self._data[self._position - self._start : end - self._start]
+        self._position += len(data)
+        return data
+
+    def _fetch(self, end: int) -> None:
+        has_small_members = self._start <= self._position < self._start + len(self._data) + _LARGE_WINDOW // 2
+        self._window = min(2 * self._window, _LARGE_WINDOW) if has_small_members else _SMALL_WINDOW
+        end = min(max(end, self._position + self._window), self._shard.size_bytes)
+        self._data = read_range(self._shard.uri, self._position, end, self._options)
+        self._start = self._position
 
 
 def index_tar(shard: FileInfo, storage_options: StorageOptions = None) -> TarIndex:

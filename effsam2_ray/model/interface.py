@@ -167,5 +167,8 @@ class SegmentationModel(Protocol):
         ...
 
     def upsample(self, low_res_logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-        """Return (n, H, W) float32 logits in the picture's own frame from (n, h, w) at the decoder's size."""
+        """Return (n, H, W) float32 logits in the picture's own frame from (n, h, w) at the decoder's size.
+
+        The caller bounds n by the size of the result; whatever larger arrays a model needs on its way it bounds itself.
+        """
         ...

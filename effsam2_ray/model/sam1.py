@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from effsam2_ray.attention import CapturedHead
+from effsam2_ray.candidates import masks_at_once
 from effsam2_ray.errors import WeightsError
 from effsam2_ray.model.base import LoadedModel
 from effsam2_ray.model.capture import watch_qkv
@@ -56,10 +57,18 @@ class Sam1Model(LoadedModel):
 
     @torch.no_grad()
     def upsample(self, low_res_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Return (n, H, W) float32 logits in the picture's frame from (n, h, w), the padding cut off."""
-        input_hw = resized_size(size_hw, self._info.image_size)
-        logits: Tensor = self._model.postprocess_masks(low_res_logits.float()[:, None], input_hw, size_hw)
-        return logits[:, 0]
+        """Return (n, H, W) float32 logits in the picture's frame from (n, h, w), the padding cut off.
+
+        They pass through the encoder's square, which may be far larger than the picture, a few at a time.
+        """
+        side = self._info.image_size
+        input_hw = resized_size(size_hw, side)
+        at_once = masks_at_once((side, side), low_res_logits.device)
+        parts = [
+            self._model.postprocess_masks(part.float()[:, None], input_hw, size_hw)[:, 0]
+            for part in low_res_logits.split(at_once)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _encode_one(self, image: np.ndarray, heads: Sequence[Head]) -> EncodedImage:
         size_hw = (image.shape[0], image.shape[1])

@@ -6,6 +6,7 @@ A unit stays one row until its part is written, because Ray cuts blocks anew; en
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -94,9 +95,19 @@ class UnitCandidates:
     warning: str = ""
 
 
+class _Pieces(list[bytes]):
+    """A file of what is written to it; pickle hands the bytes of pictures over as they are, not as copies."""
+
+    write = list[bytes].append
+
+
 def to_table(value: object) -> pa.Table:
-    """Return a table of one row that holds `value`."""
-    return pa.table({"payload": pa.array([pickle.dumps(value, protocol=5)], pa.large_binary())})
+    """Return a table of one row that holds `value`. Bytes in it are copied once, since a unit holds up to 256 MiB."""
+    pieces = _Pieces()
+    pickle.dump(value, pieces, protocol=5)
+    content = pa.py_buffer(b"".join(pieces))
+    offsets = pa.py_buffer(struct.pack("<qq", 0, content.size))
+    return pa.table({"payload": pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, content])})
 
 
 def from_table(table: pa.Table, kind: type[T]) -> list[T]:

@@ -25,11 +25,12 @@ def read_units(
         check_changed: see `effsam2_ray.inputs.reader.read_unit`.
     """
     units = _open(work_list)
-    tables = []
-    for task in from_table(table, UnitTask):
+
+    def read(task: UnitTask) -> pa.Table:  # a function of its own, so that the records are gone when it is done
         records = read_unit(units.unit(task.number), storage_options, check_changed=check_changed)
-        tables.append(to_table(UnitImages(task, [record for record in records if task.wants(record.image_uid)])))
-    return pa.concat_tables(tables)
+        return to_table(UnitImages(task, [record for record in records if task.wants(record.image_uid)]))
+
+    return pa.concat_tables([read(task) for task in from_table(table, UnitTask)])
 
 
 @functools.lru_cache(maxsize=1)
