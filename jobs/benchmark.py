@@ -23,7 +23,7 @@ from effsam2_ray.benchmark.run import Settings, load_labellers, load_pictures, m
 from effsam2_ray.errors import EffSam2Error
 from effsam2_ray.pipeline.benchmark import ray_vs_bare, rerun_cost, segmenter_busy_share
 
-QUICK_RAY_S, RAY_S = 25.0, 90.0
+QUICK_RAY_S, RAY_S = 25.0, 50.0
 
 
 def main() -> int:

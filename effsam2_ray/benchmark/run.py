@@ -181,7 +181,7 @@ def _clustering(pictures: Sequence[Picture], settings: Settings) -> dict[str, pe
     model = demo_model_at(MATRIX_SIDE, "cpu", "float32")
     head = model.info.default_head
     captured = model.encode([pictures[0].array], [head])[0].captured[head]
-    rounds, limit_s = (5, 25) if settings.quick else (15, 120)
+    rounds, limit_s = (5, 25) if settings.quick else (9, 45)
     found = {
         f"clustering {preset}": peers.compare_clustering(captured, preset, rounds, limit_s)
         for preset in peers.PRESETS
