@@ -33,6 +33,10 @@ FIRST_CALIBRATION_SCENE = 5000
 # At SAM 2's own thresholds few of the demo weights' masks are left, and heads would be told apart by those few.
 OPEN = ("--set", "decode.pred_iou_thresh=0.5", "--set", "decode.stability_score_thresh=0.8")
 OPEN_TEXT = ", predicted IoU over 0.5 and stability score from 0.8"
+FILTERS_TEXT = (
+    f"Held-out scenes: SAM 2's own score filters, and (`+unfiltered`) none. The other sets: few pictures of each{OPEN_TEXT}, "
+    "as SAM 2's filters leave next to nothing of these weights' masks on photographs."
+)
 SWEPT = ("min_cluster_size=3,5,10,20", "min_samples=2,5", "merge.thresh=0.6,0.8,0.95", "merge.max_area_frac=0.5,1.0")
 
 
@@ -90,7 +94,7 @@ def run(step: str, args: argparse.Namespace) -> int:
         swept = [text for setting in SWEPT for text in ("--sweep", setting)]
         budget = ["--target-prompts", "25"]
         return effsam2([*evaluate, str(scenes), *costly, "--methods", "high_quality", *swept, *budget, *OPEN])
-    return effsam2([*evaluate, str(args.data / step), "--methods", METHODS, "--limit", str(args.limit)])
+    return effsam2([*evaluate, str(args.data / step), "--methods", METHODS, "--limit", str(args.limit), *OPEN])
 
 
 def results(output: Path) -> str:
@@ -99,7 +103,9 @@ def results(output: Path) -> str:
     main_sets = [found[name] for name in (SCENES, *SETS) if name in found]
     parts = ["# Results"]
     if main_sets:
-        parts += [facts({**main_sets[0], "notes": []}), "## Every data set", joined_table(main_sets)]
+        first = {**main_sets[0], "notes": []}
+        first["data_set"] = {**first["data_set"], "uri": first["data_set"]["name"]}
+        parts += [facts(first), "## Every data set", FILTERS_TEXT, joined_table(main_sets)]
         for summary in main_sets:
             entries = {name: summary["methods"][name] for name in summary["groups"]["methods"]}
             if table := single_object_table(entries):
