@@ -34,7 +34,7 @@ FIRST_CALIBRATION_SCENE = 5000
 OPEN = ("--set", "decode.pred_iou_thresh=0.5", "--set", "decode.stability_score_thresh=0.8")
 OPEN_TEXT = ", predicted IoU over 0.5 and stability score from 0.8"
 FILTERS_TEXT = (
-    f"Held-out scenes: SAM 2's own score filters, and (`+unfiltered`) none. Other sets: few pictures of each{OPEN_TEXT}, "
+    f"Held-out scenes: SAM 2's own score filters, and (`+unfiltered`) none. Other sets: few of each{OPEN_TEXT}, "
     "as SAM 2's filters leave next to nothing of these weights' masks on photographs."
 )
 SWEPT = ("min_cluster_size=3,5,10,20", "min_samples=2,5", "merge.thresh=0.6,0.8,0.95", "merge.max_area_frac=0.5,1.0")
