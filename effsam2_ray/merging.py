@@ -120,7 +120,8 @@ def _component_labels(candidates: Sequence[Mask], thresh: float, max_area_frac: 
         later = later[shared_at_most / area[later] > thresh]  # sorted by area, so `later` holds the smaller ones
         if len(later) == 0:
             continue
-        shared = intersection_areas([rles[i]], [rles[j] for j in later])[0]
-        joined = later[shared / area[later] > thresh]
-        labels[np.isin(labels, labels[joined])] = labels[i]
+        shared = intersection_areas([rles[i]], [rles[j] for j in later], area[i : i + 1])[0]
+        is_joined = np.zeros(len(labels), bool)  # by label
+        is_joined[labels[later[shared / area[later] > thresh]]] = True
+        labels[is_joined[labels]] = labels[i]
     return labels

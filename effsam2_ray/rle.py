@@ -222,10 +222,16 @@ def union(rles: Sequence[Rle]) -> Rle:
     return Rle(size_hw, coco_mask.merge([_coco(rle) for rle in rles])["counts"])
 
 
-def intersection_areas(first: Sequence[Rle], second: Sequence[Rle]) -> np.ndarray:
+def intersection_areas(
+    first: Sequence[Rle], second: Sequence[Rle], first_areas: np.ndarray | None = None
+) -> np.ndarray:
     """Return the pixels that each pair shares, (len(first), len(second)) int64, without decoding.
 
     Pairs whose boxes do not meet cost next to nothing.
+
+    Args:
+        first, second: masks of one size.
+        first_areas: what `areas(first)` returns, where it is known and nowhere 0.
 
     Raises:
         MaskError: masks of several sizes.
@@ -235,8 +241,10 @@ def intersection_areas(first: Sequence[Rle], second: Sequence[Rle]) -> np.ndarra
     common_size([*first, *second])
     # Against a crowd, pycocotools divides the intersection by the area of the first mask alone.
     shares = coco_mask.iou([_coco(rle) for rle in first], [_coco(rle) for rle in second], [1] * len(second))
-    # An empty mask gives 0 / 0. A share times its area is off by far less than half a pixel.
-    shared: np.ndarray = np.rint(np.nan_to_num(shares) * areas(first)[:, None]).astype(np.int64)
+    if first_areas is None:  # an empty mask gives 0 / 0
+        shares, first_areas = np.nan_to_num(shares), areas(first)
+    # A share times its area is off by far less than half a pixel.
+    shared: np.ndarray = np.rint(shares * first_areas[:, None]).astype(np.int64)
     return shared
 
 
