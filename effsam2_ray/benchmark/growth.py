@@ -106,7 +106,7 @@ def masks_curve(labeller: Labeller, picture: Picture, counts: Sequence[int], rou
             taken[str(count)].append(image.step_s["select_s"] + seconds)
         if number and sum(map(sum, taken.values())) > limit_s:
             break
-    return _curve("masks an image", counts, taken, "from logits to a row, all masks kept: no encoding, no decoding")
+    return _curve("masks an image", counts, taken, "from logits to a row, all masks kept: no encoding, no decoding; merging compares pairs, whose number is squared")
 
 
 def _store(image: ImageCandidates, config: Config) -> None:
