@@ -106,7 +106,8 @@ def masks_curve(labeller: Labeller, picture: Picture, counts: Sequence[int], rou
             taken[str(count)].append(image.step_s["select_s"] + seconds)
         if number and sum(map(sum, taken.values())) > limit_s:
             break
-    return _curve("masks an image", counts, taken, "from logits to a row, all masks kept: no encoding, no decoding; merging compares pairs, whose number is squared")
+    note = "from logits to a row, all masks kept, nothing encoded; merging compares pairs, whose number is squared"
+    return _curve("masks an image", counts, taken, note)
 
 
 def _store(image: ImageCandidates, config: Config) -> None:
