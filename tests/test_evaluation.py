@@ -274,17 +274,18 @@ def test_a_picture_without_objects_has_prompts_and_no_iou():
 
 def test_the_digest_tells_when_scores_would_change():
     post = [Post("merge", MERGE)]
-    first = scoring_digest(post, FilterSettings(), with_single_object=False, among="")
-    assert first == scoring_digest(post, FilterSettings(), with_single_object=False, among="")
+    first = scoring_digest(post, FilterSettings(), truth="t", with_single_object=False, among="")
+    assert first == scoring_digest(post, FilterSettings(), truth="t", with_single_object=False, among="")
     others = [
         scoring_digest(
-            [Post("merge", MergeSettings(thresh=0.7))], FilterSettings(), with_single_object=False, among=""
+            [Post("merge", MergeSettings(thresh=0.7))], FilterSettings(), truth="t", with_single_object=False, among=""
         ),
-        scoring_digest(post, FilterSettings(min_area=9), with_single_object=False, among=""),
-        scoring_digest(post, FilterSettings(), with_single_object=True, among=""),
-        scoring_digest(post, FilterSettings(), with_single_object=False, among="a,b"),
+        scoring_digest(post, FilterSettings(min_area=9), truth="t", with_single_object=False, among=""),
+        scoring_digest(post, FilterSettings(), truth="t", with_single_object=True, among=""),
+        scoring_digest(post, FilterSettings(), truth="t", with_single_object=False, among="a,b"),
+        scoring_digest(post, FilterSettings(), truth="u", with_single_object=False, among=""),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
 
 
 # --- gathering and summing up ------------------------------------------------------------------------------------
