@@ -116,12 +116,23 @@ def test_learning_rate_rises_stays_and_falls():
     assert rates[10:50] == [1.0] * 40
     assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False))
     assert rates[75] == pytest.approx(0.5) and rates[99] < 0.01
+    assert learning_rate(75, 100, 10, 0.5, end=0.4) == pytest.approx(0.7)
+    assert learning_rate(100, 100, 10, 0.5, end=0.4) == pytest.approx(0.4)
 
 
 def test_minutes_become_steps_at_both_sizes():
-    assert steps_for(40) == (1800, 300)
+    assert steps_for(40) == (1364, 720)
     phases = make_plan(*steps_for(40)).phases
-    assert [(phase.image_size, phase.num_steps) for phase in phases] == [(256, 1800), (512, 300)]
+    assert [(phase.image_size, phase.num_steps) for phase in phases] == [(256, 1364), (512, 720)]
+
+
+@pytest.mark.parametrize("initial_weights", [None, Path("weights.pt")])
+def test_the_second_phase_goes_on_at_the_first_ones_last_rate(initial_weights: Path | None):
+    first, second = make_plan(100, 50, initial_weights=initial_weights).phases
+    last = first.peak * learning_rate(99, 100, first.warmup_steps, first.flat_share, first.end)
+    assert last == pytest.approx(second.peak, rel=0.02)
+    alone = make_plan(100, 0, initial_weights=initial_weights).phases[0]
+    assert learning_rate(99, 100, 10, alone.flat_share, alone.end) < 0.01
 
 
 def test_majority_labels_of_cells_and_ties_to_the_lowest():

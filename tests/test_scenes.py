@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import label as connected_pieces
 
 from effsam2_ray.demo.materials import noise_fields, paint, random_material
-from effsam2_ray.demo.scene_pool import ScenePool, augment, choose_prompts, interior_point
+from effsam2_ray.demo.scene_pool import ScenePool, augment, choose_prompts, interior_point, num_objects
 from effsam2_ray.demo.scenes import _Canvas, draw_scene, held_out_seed, training_seed
 from effsam2_ray.demo.shapes import KINDS, Outline, random_outline, rasterize
 
@@ -173,3 +173,23 @@ def test_a_batch_depends_on_its_random_numbers_only(tmp_path: Path):
     assert first.images.shape == (2, 3, 64, 64) and first.point_coords.shape == (2, 3, 2)
     assert 0 <= first.images.min() and first.images.max() <= 1
     assert all((getattr(first, name) == getattr(again, name)).all() for name in vars(first))
+
+
+def test_objects_that_cover_a_two_hundredth_are_counted_but_the_background():
+    label_map = np.zeros((100, 100), np.int32)
+    label_map[:5, :10], label_map[10:17, 10:17], label_map[50:, 50:] = 1, 2, 3  # 50, 49 and 2,500 pixels
+    assert num_objects(label_map) == 2
+
+
+def test_scenes_are_taken_in_proportion_to_their_objects(tmp_path: Path):
+    pool = ScenePool(tmp_path, 64, 3)
+    many = np.kron(np.arange(1, 9).reshape(4, 2), np.ones((16, 32), np.uint8))
+    few = np.zeros((64, 64), np.uint8)
+    few[:20, :20], few[40:, 40:] = 1, 2
+    pool._label_maps[:] = np.stack([many, few, np.zeros_like(few)])
+    pool._drawn[:] = 1
+    batch = pool.batch(np.random.default_rng(0), 300, 1)
+    num_labels = [len(label_map.unique()) for label_map in batch.label_maps]
+    assert set(num_labels) == {8, 3}
+    # 8 objects against 2: four in five; 300 draws have a standard deviation of 0.023.
+    assert num_labels.count(8) / 300 == pytest.approx(0.8, abs=0.07)

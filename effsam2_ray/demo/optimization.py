@@ -62,15 +62,15 @@ def trainable_parameters(model: SmallSAM2) -> dict[str, torch.nn.Parameter]:
     return trainable
 
 
-def learning_rate(step: int, num_steps: int, warmup_steps: int, flat_share: float) -> float:
-    """Return the factor in (0, 1] for a step: linear rise, flat, then a cosine down to zero at `num_steps`."""
+def learning_rate(step: int, num_steps: int, warmup_steps: int, flat_share: float, end: float = 0.0) -> float:
+    """Return the factor in (0, 1] for a step: linear rise, flat, then a cosine down to `end` at `num_steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     fall_from = max(warmup_steps, flat_share * num_steps)
     if step < fall_from:
         return 1.0
     progress = min(1.0, (step - fall_from) / max(1.0, num_steps - fall_from))
-    return max(1e-3, 0.5 * (1 + math.cos(math.pi * progress)))
+    return max(1e-3, end + (1 - end) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class Optimizers:

@@ -15,11 +15,14 @@ from effsam2_ray.demo.scenes import draw_scene, training_seed
 # An object that shows fewer pixels than this (of a 256 px picture; more in larger ones) is not asked for.
 MIN_VISIBLE_PIXELS = 48
 # How often the prompt is the object's most interior pixel instead of any of its pixels.
-INTERIOR_SHARE = 0.6
+INTERIOR_SHARE = 0.75
 # The background is asked for as often as this times an object.
 BACKGROUND_WEIGHT = 0.4
 # So are objects under this share of the picture, which show too few pixels to teach much.
 SMALL_AREA_FRAC, SMALL_WEIGHT = 0.005, 0.4
+
+# Scenes are taken in proportion to their objects of at least that share, up to this number: every object is as likely.
+MAX_OBJECTS_COUNTED = 16
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,14 @@ class ScenePool:
         return self._images[index], self._label_maps[index]
 
     def batch(self, rng: np.random.Generator, num_images: int, num_prompts: int) -> Batch:
-        """Draw a batch: random scenes, augmented, with prompts on their objects."""
+        """Draw a batch: scenes, those with more objects more often, augmented, with prompts on their objects."""
         images: list[np.ndarray] = []
         label_maps, points, labels = [], [], []
         while len(images) < num_images:
-            image, label_map = augment(rng, *self.scene(int(rng.integers(self.num_scenes))))
+            image, label_map = self.scene(int(rng.integers(self.num_scenes)))
+            if rng.random() * MAX_OBJECTS_COUNTED >= num_objects(label_map):
+                continue
+            image, label_map = augment(rng, image, label_map)
             chosen = choose_prompts(rng, label_map, num_prompts)
             if chosen is None:
                 continue
@@ -87,6 +93,11 @@ class ScenePool:
             torch.from_numpy(np.stack(points)),
             torch.from_numpy(np.stack(labels)),
         )
+
+
+def num_objects(label_map: np.ndarray) -> int:
+    """Return how many labels but 0 cover at least `SMALL_AREA_FRAC` of a label map (H, W)."""
+    return int((np.bincount(label_map.ravel())[1:] >= SMALL_AREA_FRAC * label_map.size).sum())
 
 
 def augment(rng: np.random.Generator, image: np.ndarray, label_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

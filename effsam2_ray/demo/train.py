@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -30,9 +31,14 @@ EARLY_STEPS = 150
 SAVE_EVERY_S = 60.0
 LOG_EVERY_STEPS = 20
 # Two processes on two quiet cores; --minutes is turned into steps with these.
-STEPS_A_MINUTE_256 = 60.0
-STEPS_A_MINUTE_512 = 30.0
-FINE_TUNE_SHARE = 0.25
+STEPS_A_MINUTE_256 = 62.0
+STEPS_A_MINUTE_512 = 40.0
+FINE_TUNE_SHARE = 0.45
+# The rate at which the second phase takes over from the first.
+FINE_TUNE_PEAK = 0.4
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Phase:
         num_scenes: size of the pool of scenes.
         peak: highest learning rate, as a multiple of the base rates.
         warmup_steps: linear rise at the start.
-        flat_share: share of the steps before the rate falls (cosine to zero).
+        flat_share: share of the steps before the rate falls (a cosine).
+        end: where the rate ends, as a share of the peak; the next phase goes on from there.
     """
 
     image_size: int
@@ -57,6 +64,7 @@ class Phase:
     peak: float
     warmup_steps: int
     flat_share: float
+    end: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,11 @@ def make_plan(
 ) -> Plan:
     """Return the plan: `steps` at 256 px, then `fine_tune_steps` at 512 px; gentler from `initial_weights`."""
     peak = 1.0 if initial_weights is None else 0.6
-    main = Phase(256, steps, 8, 6, num_scenes, peak=peak, warmup_steps=60, flat_share=0.5)
-    fine = Phase(512, fine_tune_steps, 3, 6, max(1, num_scenes // 8), peak=0.5, warmup_steps=20, flat_share=0.3)
+    end = FINE_TUNE_PEAK / peak if fine_tune_steps else 0.0
+    main = Phase(256, steps, 8, 8, num_scenes, peak=peak, warmup_steps=100, flat_share=0.5, end=end)
+    fine = Phase(
+        512, fine_tune_steps, 3, 8, max(1, num_scenes // 4), peak=FINE_TUNE_PEAK, warmup_steps=10, flat_share=0.1
+    )
     return Plan((main, fine), seed, num_processes, initial_weights)
 
 
@@ -134,8 +145,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, instead of mapping and clearing its pages anew each time."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
+        mallopt(parameter, value)
+
+
 def _train_process(rank: int, plan: Plan, work_dir: Path, meeting_point: Path) -> None:
     _end_with_parent()
+    _keep_freed_memory()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=plan.num_processes)
@@ -167,7 +189,9 @@ def _run_phase(rank: int, plan: Plan, phase: Phase, taught: Taught, state: _Stat
         rng = np.random.default_rng([plan.seed, state.phase, state.phase_step, rank])
         batch = pool.batch(rng, phase.num_images, phase.num_prompts)
         early = plan.initial_weights is None and state.phase == 0 and state.phase_step < EARLY_STEPS
-        rate = learning_rate(state.phase_step, phase.num_steps, phase.warmup_steps, phase.flat_share) * phase.peak
+        rate = phase.peak * learning_rate(
+            state.phase_step, phase.num_steps, phase.warmup_steps, phase.flat_share, phase.end
+        )
         loss, figures = batch_loss(taught, batch, early=early)
         loss.backward()
         state.optimizers.step(rate)
