@@ -12,7 +12,7 @@ def main() -> None:
     """Parse the command line, then train or export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, required=True, help="scene pools and checkpoint; continued if there")
-    parser.add_argument("--minutes", type=float, default=90.0, help="length on two quiet cores (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=120.0, help="length on two quiet cores (default %(default)s)")
     parser.add_argument("--steps", type=int, help="steps at 256 px, instead of --minutes")
     parser.add_argument("--fine-tune-steps", type=int, help="steps at 512 px, instead of --minutes")
     parser.add_argument("--num-scenes", type=int, default=8000, help="scenes drawn for the 256 px phase")

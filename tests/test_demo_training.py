@@ -121,9 +121,9 @@ def test_learning_rate_rises_stays_and_falls():
 
 
 def test_minutes_become_steps_at_both_sizes():
-    assert steps_for(40) == (1364, 720)
+    assert steps_for(40) == (1026, 660)
     phases = make_plan(*steps_for(40)).phases
-    assert [(phase.image_size, phase.num_steps) for phase in phases] == [(256, 1364), (512, 720)]
+    assert [(phase.image_size, phase.num_steps) for phase in phases] == [(256, 1026), (512, 660)]
 
 
 @pytest.mark.parametrize("initial_weights", [None, Path("weights.pt")])

@@ -31,9 +31,9 @@ EARLY_STEPS = 150
 SAVE_EVERY_S = 60.0
 LOG_EVERY_STEPS = 20
 # Two processes on two quiet cores; --minutes is turned into steps with these.
-STEPS_A_MINUTE_256 = 62.0
-STEPS_A_MINUTE_512 = 40.0
-FINE_TUNE_SHARE = 0.45
+STEPS_A_MINUTE_256 = 57.0
+STEPS_A_MINUTE_512 = 30.0
+FINE_TUNE_SHARE = 0.55
 # The rate at which the second phase takes over from the first.
 FINE_TUNE_PEAK = 0.4
 
