@@ -128,11 +128,11 @@ def test_minutes_become_steps_at_both_sizes():
 
 @pytest.mark.parametrize("initial_weights", [None, Path("weights.pt")])
 def test_the_second_phase_goes_on_at_the_first_ones_last_rate(initial_weights: Path | None):
-    first, second = make_plan(100, 50, initial_weights=initial_weights).phases
-    last = first.peak * learning_rate(99, 100, first.warmup_steps, first.flat_share, first.end)
+    first, second = make_plan(1000, 500, initial_weights=initial_weights).phases
+    last = first.peak * learning_rate(999, 1000, first.warmup_steps, first.flat_share, first.end)
     assert last == pytest.approx(second.peak, rel=0.02)
-    alone = make_plan(100, 0, initial_weights=initial_weights).phases[0]
-    assert learning_rate(99, 100, 10, alone.flat_share, alone.end) < 0.01
+    alone = make_plan(1000, 0, initial_weights=initial_weights).phases[0]
+    assert learning_rate(999, 1000, 100, alone.flat_share, alone.end) < 0.01
 
 
 def test_majority_labels_of_cells_and_ties_to_the_lowest():

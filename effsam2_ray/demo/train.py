@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -36,9 +35,6 @@ STEPS_A_MINUTE_512 = 30.0
 FINE_TUNE_SHARE = 0.55
 # The rate at which the second phase takes over from the first.
 FINE_TUNE_PEAK = 0.4
-
-# Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 @dataclass(frozen=True)
@@ -145,19 +141,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one, instead of mapping and clearing its pages anew each time."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20)):
-        mallopt(parameter, value)
-
-
 def _train_process(rank: int, plan: Plan, work_dir: Path, meeting_point: Path) -> None:
     _end_with_parent()
-    _keep_freed_memory()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=plan.num_processes)
