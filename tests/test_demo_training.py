@@ -25,7 +25,17 @@ from effsam2_ray.demo.losses import (
 from effsam2_ray.demo.measure import majority_labels
 from effsam2_ray.demo.objective import IMAGE_MEAN, IMAGE_STD, decode, encode
 from effsam2_ray.demo.optimization import initialize, learning_rate, trainable_parameters
-from effsam2_ray.demo.train import DEMO_CONFIG, Phase, Plan, export, make_plan, steps_for, train
+from effsam2_ray.demo.train import (
+    DEMO_CONFIG,
+    MASK_LOGIT_SCALE,
+    Phase,
+    Plan,
+    export,
+    make_plan,
+    scale_mask_logits,
+    steps_for,
+    train,
+)
 from effsam2_ray.errors import ConfigError
 from effsam2_ray.model.attention_taps import tap_attention
 from effsam2_ray.model.build import build_model, load_config
@@ -158,6 +168,35 @@ def test_the_plain_attention_of_training_gives_the_numbers_of_the_fused_one():
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)  # another order of the same float32 sums
     assert taps[block].shape == (1, 4, 64, 64)
     assert set(plain.state_dict()) == set(fused.state_dict())
+
+
+def test_scaled_mask_logits_leave_masks_and_predicted_iou_as_they_are():
+    torch.manual_seed(3)
+    trained, scaled = (build_model(load_config(str(DEMO_CONFIG))) for _ in range(2))
+    scaled.load_state_dict(scale_mask_logits(trained.state_dict(), 3.0))
+    images, points = torch.rand(1, 3, 128, 128), torch.tensor([[[30.0, 40.0], [90.0, 5.0]]])
+    outputs = []
+    for each in (trained, scaled):
+        each.set_image_size(128)
+        with torch.no_grad():
+            outputs.append(decode(each, *encode(each, images), points))
+    (logits, iou), (scaled_logits, scaled_iou) = outputs
+    assert logits.abs().max() > 1e-3
+    torch.testing.assert_close(scaled_logits, 3 * logits, atol=1e-5, rtol=1e-4)
+    assert torch.equal(scaled_iou, iou)
+
+
+def test_an_export_has_the_scaled_logits(tmp_path: Path):
+    plan = dataclasses.replace(small_plan(0), phases=())
+    train(plan, tmp_path)
+    export(tmp_path, tmp_path / "weights.pt")
+    averaged = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["averaged"]
+    state = torch.load(tmp_path / "weights.pt", weights_only=True)["model"]
+    changed = {name for name in state if not torch.equal(state[name], averaged[name].half())}
+    layer = "sam_mask_decoder.output_hypernetworks_mlps.{}.layers.2.{}"
+    assert changed == {layer.format(mask, part) for mask in range(4) for part in ("weight", "bias")}
+    name = layer.format(1, "bias")
+    assert torch.equal(state[name], (averaged[name] * MASK_LOGIT_SCALE).half())
 
 
 def test_tapping_a_layer_that_is_not_there_is_refused(model):
