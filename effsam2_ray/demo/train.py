@@ -33,9 +33,9 @@ LOG_EVERY_STEPS = 20
 STEPS_A_MINUTE_256 = 57.0
 STEPS_A_MINUTE_512 = 30.0
 FINE_TUNE_SHARE = 0.55
-# Exported mask logits are this many times those trained. Masks stay as they are, but SAM 2's cut-off of the stability
-# score, which asks what a step of 1 in the logits changes, keeps nine good masks (IoU 0.8) in ten instead of one in two,
-# and one bad one (under 0.5) in eight: measured on 80 even-seeded scenes that no training saw.
+# Exported mask logits are this many times those trained. Masks stay as they are. But SAM 2's cut-off of the stability
+# score, which asks what a step of 1 in the logits changes, then keeps nine good masks (IoU from 0.8) in ten instead of
+# one in two, and one bad one (under 0.5) in eight: measured on 80 even-seeded scenes that no training saw.
 MASK_LOGIT_SCALE = 3.0
 # The rate at which the second phase takes over from the first.
 FINE_TUNE_PEAK = 0.4
