@@ -12,7 +12,7 @@ from effsam2_ray.demo.scenes import draw_scene
 
 NUM_SCENES = 6
 SCENE_SIZE = (384, 512)
-# The demo weights score their own masks lower than SAM 2 does, so SAM 2's cut-offs would leave little to look at.
+# The demo weights trust their masks of photographs less than SAM 2 does: its cut-offs would leave few to look at there.
 SETTINGS = ("decode.pred_iou_thresh=0.5", "decode.stability_score_thresh=0.8")
 
 
