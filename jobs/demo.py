@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from effsam2_ray.cli import main
-from effsam2_ray.demo.scenes import draw_scene
+from effsam2_ray.demo.scenes import draw_scene, held_out_seed
 
 NUM_SCENES = 6
 SCENE_SIZE = (384, 512)
@@ -22,8 +22,8 @@ def write_pictures(folder: Path) -> None:
     samples = load_sample_images()
     for name, image in zip(samples.filenames, samples.images, strict=True):
         Image.fromarray(image).save(folder / Path(name).name)
-    for seed in range(NUM_SCENES):
-        Image.fromarray(draw_scene(seed, SCENE_SIZE).image).save(folder / f"scene-{seed}.png")
+    for index in range(NUM_SCENES):
+        Image.fromarray(draw_scene(held_out_seed(index), SCENE_SIZE).image).save(folder / f"scene-{index}.png")
 
 
 def run(folder: Path) -> int:
