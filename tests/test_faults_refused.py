@@ -57,8 +57,8 @@ def other_weights(tmp_path_factory) -> Path:
         (["--preset", "high_quality"], ["cluster.min_cluster_size: 10 in the output, 5 now"]),
         (["--set", "decode.pred_iou_thresh=0.7"], ["decode.pred_iou_thresh: 0.8 in the output, 0.7 now"]),
         (
-            ["--set", "attention.block=6", "--set", "attention.head=0"],
-            ["attention.block: {block} in the output, 6 now", "attention.head: {head} in the output, 0 now"],
+            ["--set", "attention.block=5", "--set", "attention.head=1"],
+            ["attention.block: {block} in the output, 5 now", "attention.head: {head} in the output, 1 now"],
         ),
         (["--weights", "{other_weights}"], ["weights.sha256: '{sha256}' in the output, "]),
     ],
