@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--num-scenes", type=int, default=8000, help="scenes drawn for the 256 px phase")
     parser.add_argument("--num-processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--initial-weights", type=Path, metavar="FILE", help="start from exported weights")
+    parser.add_argument("--initial-weights", type=Path, metavar="FILE", help="start from weights that --export wrote")
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write the checkpoint's weights to FILE")
     args = parser.parse_args()
     if args.export:

@@ -21,7 +21,8 @@ BACKGROUND_WEIGHT = 0.4
 # So are objects under this share of the picture, which show too few pixels to teach much.
 SMALL_AREA_FRAC, SMALL_WEIGHT = 0.005, 0.4
 
-# Scenes are taken in proportion to their objects of at least that share, up to this number: every object is as likely.
+# Scenes are taken in proportion to their objects of at least that share, up to this number; objects are then about as
+# likely.
 MAX_OBJECTS_COUNTED = 16
 
 

@@ -53,7 +53,7 @@ class Phase:
         peak: highest learning rate, as a multiple of the base rates.
         warmup_steps: linear rise at the start.
         flat_share: share of the steps before the rate falls (a cosine).
-        end: where the rate ends, as a share of the peak; the next phase goes on from there.
+        end: where the rate ends, as a share of the peak; the next phase goes on there after its own short rise.
     """
 
     image_size: int
@@ -75,7 +75,7 @@ class Plan:
         phases: in their order.
         seed: of initial values and batches.
         num_processes: each with its own batches, gradients averaged.
-        initial_weights: an exported file to start from, instead of random values.
+        initial_weights: a file that `export` of this version wrote, to start from instead of random values.
     """
 
     phases: tuple[Phase, ...]
