@@ -19,6 +19,16 @@ def test_the_same_seed_gives_the_same_interval():
     assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
 
 
+def test_the_order_of_the_pictures_does_not_matter():
+    rng = np.random.default_rng(9)
+    values, weights, other = rng.random(6), rng.integers(1, 9, 6), rng.random(6)
+    first, difference = bootstrap_mean(values, seed=3, weights=weights), bootstrap_difference(values, other, seed=3)
+    for _ in range(5):
+        order = rng.permutation(6)
+        assert bootstrap_mean(values[order], seed=3, weights=weights[order]) == first
+        assert bootstrap_difference(values[order], other[order], seed=3) == difference
+
+
 def test_two_values_give_the_three_possible_means():
     mean, low, high = bootstrap_mean([0.0, 1.0], seed=0, num=2000)
     assert (mean, low, high) == (0.5, 0.0, 1.0)  # each end is drawn in a quarter of the draws

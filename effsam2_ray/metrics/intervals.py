@@ -33,8 +33,8 @@ def bootstrap_mean(
     """Return the mean of one value a picture and its bootstrap interval.
 
     Args:
-        values: (N,) finite, N at least 1; one value has the interval [value, value].
-        seed: same seed, same interval.
+        values: (N,) finite, N at least 1, in any order; one value has the interval [value, value].
+        seed: same seed and values, same interval.
         num: draws, at least 1.
         level: share of the draws' means within the interval, in (0, 1).
         weights: (N,) non-negative, not all 0, for a mean over what the pictures hold, such as objects. A picture of
@@ -56,6 +56,9 @@ def bootstrap_mean(
         raise ValueError("a mean needs at least one value")
     if not np.isfinite(data).all():
         raise ValueError("values must be finite")
+    # Pictures come in the order of their URIs' hashes, and a copy of the data set in another folder has other hashes.
+    order = np.lexsort((scale, data))
+    data, scale = data[order], scale[order]
     sums = data * scale
     rng = np.random.default_rng(seed)
     means = []
