@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,8 @@ INJECTED = Path(__file__).resolve().parent / "injected"
 # So that a small model's masks of small drawings all pass, and every stage has something to do.
 SETTINGS = ["--set", "decode.pred_iou_thresh=0.3", "--set", "decode.stability_score_thresh=0.5"]
 GRID = ["--prompts", "grid:12"]
+# On a machine of many cores there would be more, with units of fewer images.
+ONE_SEGMENTER = ["--num-segmenters", "1"]
 
 
 def start(
@@ -33,7 +36,7 @@ def start(
         }
     command = [sys.executable, "-m", "effsam2_ray", "label", *map(str, inputs), "--output", str(out)]
     return subprocess.Popen(
-        [*command, *SETTINGS, *options],
+        [*command, *SETTINGS, *ONE_SEGMENTER, *options],
         env=env,
         cwd=ROOT,
         text=True,
@@ -61,7 +64,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], paus
 def kill_all(process: subprocess.Popen[str]) -> None:
     """Kill the driver and the Ray that it started, all at once."""
     for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-        if member.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.communicate()
 

@@ -116,7 +116,7 @@ def test_a_latency_is_the_sum_of_the_steps_for_every_method_alike(evaluated):
             steps = {name: seconds for name, seconds in row["step_s"].items() if seconds is not None}
             before = sum(seconds for name, seconds in steps.items() if name != "merge_s")
             assert {"load_s", "encode_s", "decode_s", "select_s", "merge_s"} <= steps.keys()
-            assert before < scored[row["image_uri"]]["latency_s"] < before + 0.5
+            assert before < scored[row["image_uri"]]["latency_s"] < before + 10
 
 
 def test_a_sweep_of_merging_needs_no_further_labelling_and_gives_a_suggestion(evaluated):

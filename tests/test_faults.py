@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -106,8 +107,9 @@ def test_killed_actors_cost_no_image(place, undisturbed, name, times):
     for _ in range(times):
         wait_for(lambda: place.is_at_work() and bool({p.pid for p in actors(process, name)} - killed), process)
         for victim in actors(process, name):
-            victim.kill()
-            killed.add(victim.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+                killed.add(victim.pid)
     code, output = finish(process)
     assert code == 0 and len(killed) >= times, output
     assert place.rows() == undisturbed
@@ -139,8 +141,9 @@ def test_killed_clustering_actors_cost_no_image(place, pictures, tmp_path):
     for _ in range(2):
         wait_for(lambda: bool({p.pid for p in actors(process, "ClusterActor")} - killed), process)
         for victim in actors(process, "ClusterActor"):
-            victim.kill()
-            killed.add(victim.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+                killed.add(victim.pid)
     code, output = finish(process)
     assert code == 0 and len(killed) >= 2, output
     assert place.rows() == quiet.rows()

@@ -257,8 +257,7 @@ def test_metrics_of_the_job_were_on_the_nodes_endpoint(submitted):
 
 def test_a_line_each_interval_and_one_at_the_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.05)
-    waiting_for = iter(["a node with 1 GPU and 5 CPU"] * 3)
-    bar = progress.Progress(20, 5, lambda: next(waiting_for, ""))
+    bar = progress.Progress(20, 5, lambda: "a node with 1 GPU and 5 CPU")
     with bar:
         while not (told := capsys.readouterr().out):
             pass

@@ -129,7 +129,7 @@ def paged_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_folders_are_listed_side_by_side_and_in_order(paged_store):
-    store = PagedStore(num_folders=40, num_images=2500, page_s=0.02)
+    store = PagedStore(num_folders=40, num_images=2500, page_s=0.2)
     work_list = build_work_list(["s3://bucket/in"], storage_options=paged_store(store))
     assert work_list.num_images == 100_000 and store.pages == 1 + 40 * 3
     assert store.most_at_once >= 8

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -80,7 +81,8 @@ def test_kills_at_random_moments_cost_no_image(pictures, undisturbed, tmp_path, 
         if not names:
             continue
         name = rng.choice(names)
-        rng.choice(found[name]).kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # a clustering actor ends with its segmenter
+            rng.choice(found[name]).kill()
         killed[name] += 1
         if name == "driver":  # the Ray that it started ends on its own, a little later
             process.communicate()

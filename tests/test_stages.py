@@ -182,11 +182,11 @@ def test_a_model_configuration_counts_by_its_content(tmp_path):
 HANG = """
 import ctypes, sys, time
 from effsam2_ray.pipeline import watchdog
-watchdog.GRACE_S = 1.0
+watchdog.GRACE_S = 5.0
 dog = watchdog.Watchdog(lambda: print("convicted", flush=True))
-with dog.watch(0.5):
-    time.sleep(0.3)
-with dog.watch(1.0):
+with dog.watch(5.0):
+    time.sleep(2.0)
+with dog.watch(3.0):
     {call}
 print("survived")
 """

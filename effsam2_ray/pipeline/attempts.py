@@ -21,7 +21,7 @@ import ray
 
 from effsam2_ray.errors import OutputError
 from effsam2_ray.output import OutputFolder
-from effsam2_ray.storage import delete, exists, put_bytes, read_bytes
+from effsam2_ray.storage import delete, put_bytes, read_bytes
 
 MAX_DEATHS = 3
 
@@ -126,12 +126,11 @@ class AttemptLog:
             delete(self._uri(attempt.unit_id), self._output.storage_options)
 
     def _load(self, unit_id: str) -> Attempt | None:
-        uri, options = self._uri(unit_id), self._output.storage_options
-        if not exists(uri, options):
-            return None
         try:
-            values: dict[str, Any] = json.loads(read_bytes(uri, options))
+            values: dict[str, Any] = json.loads(read_bytes(self._uri(unit_id), self._output.storage_options))
             return Attempt(**values)
+        except FileNotFoundError:
+            return None
         except (ValueError, TypeError):  # a record of another version tells nothing
             return None
 
