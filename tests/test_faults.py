@@ -168,7 +168,12 @@ def test_a_lost_node_costs_no_image_and_convicts_nobody(place, undisturbed):
 def test_two_drivers_give_the_same_rows_and_the_second_is_warned(place, undisturbed):
     first = place.start()
     wait_for(lambda: place.has("driver.json"), first)
-    second = place.start()
+    psutil.Process(first.pid).suspend()  # or it might be done before the second has started
+    try:
+        second = place.start()
+        wait_for(lambda: (place.folder.read_json("driver.json") or {}).get("pid") == second.pid, second)
+    finally:
+        psutil.Process(first.pid).resume()
     (code_1, output_1), (code_2, output_2) = finish(first), finish(second)
     assert (code_1, code_2) == (0, 0), output_1 + output_2
     assert "another driver" not in output_1 and "Warning: another driver is at work" in output_2
