@@ -123,9 +123,6 @@ def test_a_nodes_endpoint_shows_them(one_node: str):
     assert found['ray_effsam2_step_seconds_sum{preset="low_latency",step="encode_s"}'] == pytest.approx(0.22)
     assert found['ray_effsam2_step_seconds_bucket{le="0.03",preset="low_latency",step="encode_s"}'] == 1
     assert not [name for name in found if "merge_s" in name]
-    deadline = time.monotonic() + 60
-    while not (found := read_metrics(one_node))["ray_effsam2_images_in_flight{}"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    assert found["ray_effsam2_images_in_flight{}"] == 7
+    busy = pytest.approx(1, abs=0.1)
+    wait_for(one_node, {"ray_effsam2_images_in_flight{}": 7, "ray_effsam2_segmenter_busy_share{}": busy})
     ray.cancel(work, force=False)
